@@ -1,0 +1,24 @@
+# Short names for the scripts, which work without just too.
+
+default:
+  @just --list
+
+# virtual environment with everything for development
+install:
+  ./scripts/install dev
+
+# format, lint, types
+check:
+  ./scripts/check
+
+# the whole gate
+test *args:
+  ./scripts/test {{args}}
+
+# rewrite what the formatter and the linter can mend
+fix:
+  .venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+# the main job, end to end, in the terminal
+demo:
+  ./scripts/demo

@@ -1,0 +1,1 @@
+"""Turn rows of ``public.jobs`` in a Supabase project into finished work."""
