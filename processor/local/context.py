@@ -11,8 +11,7 @@ from processor.local.jwt import Jwt
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """
-    The connections and keys that REST, Auth and Realtime share.
+    """The connections and keys that REST, Auth and Realtime share.
 
     ``pool`` is connected as ``authenticator``, which can only switch to the API roles; ``admin_dsn`` is the
     superuser over the unix socket, for what those roles may not do (users, the WAL).

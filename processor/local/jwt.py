@@ -14,11 +14,11 @@ CACHED_TOKENS = 1024
 
 
 class JwtError(Exception):
-    """
-    A token that is not accepted.
+    """A token that is not accepted.
 
-    ``code`` and ``message`` are the ones PostgREST answers with: ``PGRST301`` when the token cannot be decoded
-    or its signature is wrong, ``PGRST303`` when its claims do not hold (expired, not yet valid, no role).
+    ``code`` and ``message`` are the ones PostgREST answers with: ``PGRST301`` when the token cannot be
+    decoded or its signature is wrong, ``PGRST303`` when its claims do not hold (expired, not yet valid, no
+    role).
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -29,10 +29,9 @@ class JwtError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """
-    What a verified token says.
+    """What a verified token says.
 
-    ``json`` is the text that ``request.jwt.claims`` is set to; it is made once per token, as the token is cached.
+    ``json`` is the text that ``request.jwt.claims`` is set to, made once per token.
     """
 
     role: str
@@ -43,11 +42,10 @@ class Claims:
 
 
 class Jwt:
-    """
-    Sign and verify tokens with one shared secret.
+    """Sign and verify tokens with one shared secret.
 
-    Verified tokens are remembered (at most 1024, the oldest go first), since an application sends the same one
-    with every request; a remembered token still expires on time.
+    Verified tokens are remembered (at most 1024, the oldest go first), since an application sends the same
+    one with every request; a remembered token still expires on time.
     """
 
     def __init__(self, secret: str) -> None:
@@ -59,8 +57,7 @@ class Jwt:
         return jwt.encode(dict(claims), self.secret, algorithm="HS256")
 
     def verify(self, token: str) -> Claims:
-        """
-        Return the claims of ``token``.
+        """Return the claims of ``token``.
 
         Raises:
             JwtError: the token is malformed, signed by another key, expired, not yet valid or without a role.
