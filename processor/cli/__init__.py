@@ -1,0 +1,38 @@
+"""The ``processor`` command: one file per command or command group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from processor import __version__
+from processor.cli.dev import dev
+from processor.cli.run import run
+from processor.cli.schema import app as schema
+
+app = typer.Typer(
+    name="processor",
+    help="Turn rows of public.jobs in a Supabase project into finished work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # errors that users can mend are printed as one; the rest deserve a traceback
+)
+app.command()(run)
+app.command()(dev)
+app.add_typer(schema, name="schema")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Turn rows of public.jobs in a Supabase project into finished work."""
+    if version:
+        typer.echo(f"processor {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the ``processor`` script."""
+    app()

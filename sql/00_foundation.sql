@@ -1,0 +1,124 @@
+-- supabase-job-processor: the schema as code.
+--
+-- THE MODEL
+--   A job is a row of public.jobs: a kind (which handler), a payload, an owner, and optionally items,
+--   the units inside it (one language, one file). Applications create jobs with create_job(); workers
+--   claim, run and finish them; frontends read the rows. Every rule is a function in these files, and
+--   nothing but these functions writes the tables.
+--
+--     pending ──claim──▶ processing ──finish──▶ completed | partial | failed | cancelled
+--        ▲                    │
+--        └── retry · snooze · release · rescue
+--
+-- THE GUARANTEES
+--   * A job is held by at most one worker. A worker holds jobs for as long as its lease (a row of
+--     job_workers that one update per heartbeat renews). When the lease is over, others rescue its jobs.
+--   * Every write of a worker is fenced by (worker_id, attempt): attempt counts the claims of a job and
+--     only grows, so a late or repeated write finds another number, changes nothing and is told "stale".
+--   * Every function may be called again with the same arguments: a lost answer costs nothing.
+--   * Credits move in the transaction of the transition they belong to. processor.check_credits()
+--     returns no row, at any commit.
+--
+-- THE ONE LOCK ORDER
+--   queue (by name) → account (by owner_id) → job (by id) → hold → items → worker
+--   Whoever needs several rows of a kind locks them in ascending order before changing the first.
+--
+-- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
+--   00 foundation · 10 queues and kinds · 20 workers · 30 jobs · 40 credits · 50 create · 55 cancel, retry
+--   60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items · 75 finish, release
+--   80 operators · 90 security · 95 realtime
+
+do $$
+begin
+  if to_regprocedure('auth.uid()') is null
+    or (select count(*) from pg_catalog.pg_roles where rolname in ('anon', 'authenticated', 'service_role')) < 3
+  then
+    raise exception 'this database is not a Supabase project: auth.uid() or the API roles are missing'
+      using hint = 'Check the database URL; for a local project without an account run: processor dev';
+  end if;
+  if current_setting('server_version_num')::int < 150000 then
+    raise exception 'PostgreSQL 15 or newer is needed, this is %', current_setting('server_version')
+      using hint = 'Upgrade the project in the dashboard: Settings, Infrastructure.';
+  end if;
+  if not exists (select from pg_catalog.pg_roles where rolname = 'job_processor') then
+    create role job_processor nologin noinherit;
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'authenticator') then
+    grant job_processor to authenticator;
+  end if;
+end
+$$;
+
+create schema if not exists processor;
+comment on schema processor is
+  'supabase-job-processor: helpers and operators'' tools. Not exposed over the API.';
+
+create or replace function processor.schema_version()
+returns int
+language sql
+immutable
+set search_path = ''
+as $$
+  select 1
+$$;
+comment on function processor.schema_version() is
+  'The version of this schema. A daemon made for another one refuses to start and says what to run.';
+
+create or replace function processor.now()
+returns timestamptz
+language sql
+volatile
+set search_path = ''
+as $$
+  -- clock_timestamp(), not now(): after waiting for a lock the start of the transaction is the past
+  select case
+    when session_user = 'authenticator' then clock_timestamp()
+    else coalesce(nullif(current_setting('processor.now', true), '')::timestamptz, clock_timestamp())
+  end
+$$;
+comment on function processor.now() is
+  'The only clock. Tests may set the session variable processor.now; API sessions cannot.';
+
+create or replace function processor.uuid7()
+returns uuid
+language sql
+volatile
+set search_path = ''
+as $$
+  -- a random uuid whose first 48 bits are the milliseconds; bits 52 and 53 turn version 4 into 7
+  select encode(
+    set_bit(set_bit(
+      substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+        || substring(uuid_send(gen_random_uuid()) from 7),
+      52, 1), 53, 1),
+    'hex')::uuid
+$$;
+comment on function processor.uuid7() is
+  'A uuid that sorts by time of creation (version 7), on every supported PostgreSQL.';
+
+create or replace function processor.fail(code text, message text, detail text default '', hint text default '')
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  raise exception using errcode = fail.code, message = fail.message, detail = fail.detail, hint = fail.hint;
+end
+$$;
+comment on function processor.fail(text, text, text, text) is
+  'Raise one of our own errors. Codes: JQ001 unknown kind, JQ002 unknown queue, JQ003 invalid payload, '
+  'JQ004 too large, JQ005 invalid items, JQ006 invalid argument, JQ007 idempotency conflict, '
+  'JQ008 job not found, JQ009 wrong state, JQ010 not allowed, JQ011 unknown worker, JQ012 unique_key taken, '
+  'JQ013 schema version mismatch, PT402 insufficient credits (the one that PostgREST must answer with 402).';
+
+create or replace function processor.is_client()
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  -- the setting, not current_user: inside a security definer function the latter is the definer
+  select current_setting('role') not in ('none', 'postgres', 'supabase_admin', 'service_role', 'job_processor')
+$$;
+comment on function processor.is_client() is
+  'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones.';

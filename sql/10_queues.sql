@@ -1,0 +1,53 @@
+-- Queues and kinds: the control plane as rows. Change a row and the next claim obeys it.
+
+create table if not exists public.job_queues (
+  name text primary key,
+  paused boolean not null default false,
+  max_processing int,
+  max_attempts int not null default 4,
+  retry_delays interval[] not null default array[interval '1 minute', interval '5 minutes', interval '30 minutes'],
+  jitter double precision not null default 0.1,
+  timeout interval not null default interval '10 minutes',
+  created_at timestamptz not null default now(),
+  constraint job_queues_name_is_plain check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
+  constraint job_queues_max_processing_is_positive check (max_processing > 0),
+  constraint job_queues_max_attempts_is_sane check (max_attempts between 1 and 100),
+  constraint job_queues_retry_delays_are_given check (cardinality(retry_delays) between 1 and 100),
+  constraint job_queues_jitter_is_a_share check (jitter between 0 and 1),
+  constraint job_queues_timeout_is_sane check (timeout between interval '1 second' and interval '7 days')
+);
+comment on table public.job_queues is
+  'One row per queue, made by the first worker that serves it. Operators change it at any time; the next claim obeys.';
+comment on column public.job_queues.paused is 'true: nothing is claimed; what runs goes on.';
+comment on column public.job_queues.max_processing is 'How many jobs may run at once over all workers; null: no limit.';
+comment on column public.job_queues.max_attempts is 'How many attempts a new job gets.';
+comment on column public.job_queues.retry_delays is 'Waits after the 1st, 2nd, … failed attempt; the last one repeats.';
+comment on column public.job_queues.jitter is 'Random share of a delay, both ways: 0.1 makes 60 s anything from 54 to 66 s.';
+comment on column public.job_queues.timeout is 'How long one attempt may take.';
+
+create table if not exists public.job_kinds (
+  kind text primary key,
+  queue text not null references public.job_queues (name),
+  public boolean not null default false,
+  credits_per_job bigint not null default 0,
+  credits_per_item bigint not null default 0,
+  max_items int not null default 10000,
+  payload_schema jsonb not null default '{}',
+  description text not null default '',
+  declared jsonb not null default '{}',
+  updated_at timestamptz not null default now(),
+  constraint job_kinds_kind_is_plain check (kind ~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$'),
+  constraint job_kinds_prices_are_sane check (
+    credits_per_job between 0 and 1000000000 and credits_per_item between 0 and 1000000000
+  ),
+  constraint job_kinds_have_one_price check (credits_per_job = 0 or credits_per_item = 0),
+  constraint job_kinds_max_items_is_sane check (max_items between 0 and 10000)
+);
+create index if not exists job_kinds_queue_idx on public.job_kinds (queue);
+comment on table public.job_kinds is
+  'One row per handler. register_worker fills it from the handlers'' declarations; what an operator changed here wins.';
+comment on column public.job_kinds.public is 'true: signed-in users may create such jobs. Default: only the service may.';
+comment on column public.job_kinds.credits_per_job is 'Price of a job, paid when it completes.';
+comment on column public.job_kinds.credits_per_item is 'Price of an item, paid for each that completes. A kind has one price or the other.';
+comment on column public.job_kinds.payload_schema is 'JSON Schema of the handler''s payload, for forms.';
+comment on column public.job_kinds.declared is 'What the handler last declared: a column that still equals it follows the next declaration.';

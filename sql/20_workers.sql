@@ -1,0 +1,30 @@
+-- Workers: one row per daemon process. The row is the lease.
+
+create table if not exists public.job_workers (
+  id uuid primary key,
+  name text not null,
+  host text not null default '',
+  pid int,
+  version text not null default '',
+  queues text[] not null,
+  kinds text[] not null,
+  slots int not null,
+  running int not null default 0,
+  feed text not null default 'polling',
+  lease interval not null,
+  started_at timestamptz not null default processor.now(),
+  heartbeat_at timestamptz not null default processor.now(),
+  lease_expires_at timestamptz not null,
+  draining boolean not null default false,
+  inbox bigint not null default 0,
+  constraint job_workers_slots_are_sane check (slots between 1 and 10000),
+  constraint job_workers_feed_is_known check (feed in ('realtime', 'polling')),
+  constraint job_workers_lease_is_sane check (lease between interval '1 second' and interval '1 hour')
+);
+comment on table public.job_workers is
+  'The living daemons. One update per heartbeat renews the lease of all jobs a worker holds.';
+comment on column public.job_workers.feed is 'How the worker learns of new jobs at the moment: realtime or polling.';
+comment on column public.job_workers.lease_expires_at is 'After this its jobs may be rescued by others.';
+comment on column public.job_workers.draining is 'true: the worker claims no more; set it from the SQL editor before a migration.';
+comment on column public.job_workers.inbox is
+  'Grows when somebody wants the worker''s attention, such as a cancel: the worker sees its row change and asks at once.';

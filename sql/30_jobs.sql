@@ -1,0 +1,134 @@
+-- Jobs, their items and their logs.
+
+create table if not exists public.jobs (
+  id uuid primary key default processor.uuid7(),
+  queue text not null,
+  kind text not null,
+  owner_id uuid,
+  status text not null default 'pending',
+  priority int not null default 0,
+  payload jsonb not null default '{}',
+  result jsonb,
+  progress double precision not null default 0,
+  progress_message text,
+  items_total int not null default 0,
+  items_done int not null default 0,
+  items_failed int not null default 0,
+  attempt int not null default 0,
+  failures int not null default 0,
+  crashes int not null default 0,
+  max_attempts int not null,
+  run_at timestamptz not null default processor.now(),
+  created_at timestamptz not null default processor.now(),
+  started_at timestamptz,
+  finished_at timestamptz,
+  updated_at timestamptz not null default processor.now(),
+  worker_id uuid,
+  claim_id uuid,
+  cancel_requested_at timestamptz,
+  timeout interval,
+  error_code text,
+  error_message text,
+  error_retryable boolean,
+  errors jsonb not null default '[]',
+  credits_held bigint not null default 0,
+  credits_captured bigint not null default 0,
+  credits_refunded bigint not null default 0,
+  idempotency_key text,
+  input_digest bytea,
+  unique_key text,
+  retry_of uuid,
+  tags text[] not null default '{}',
+  constraint jobs_status_is_known check (
+    status in ('pending', 'processing', 'completed', 'partial', 'failed', 'cancelled')
+  ),
+  constraint jobs_terminal_means_finished check (
+    (status in ('completed', 'partial', 'failed', 'cancelled')) = (finished_at is not null)
+  ),
+  constraint jobs_terminal_holds_nothing check (finished_at is null or credits_held = 0),
+  constraint jobs_processing_has_a_worker check (status <> 'processing' or (worker_id is not null and started_at is not null)),
+  constraint jobs_pending_has_no_worker check (status <> 'pending' or worker_id is null),
+  constraint jobs_progress_is_a_share check (progress between 0 and 1),
+  constraint jobs_items_add_up check (
+    items_done >= 0 and items_failed >= 0 and items_done + items_failed <= items_total
+  ),
+  constraint jobs_completed_means_all_items check (status <> 'completed' or items_done = items_total),
+  constraint jobs_credits_are_not_negative check (credits_held >= 0 and credits_captured >= 0 and credits_refunded >= 0)
+)
+-- progress is written up to twice a second: room on the page keeps those updates off the indexes (HOT)
+with (fillfactor = 80);
+
+-- what is claimed, in the order of claiming
+create index if not exists jobs_claim_idx on public.jobs (queue, priority desc, run_at, id) where status = 'pending';
+-- when the next one is due
+create index if not exists jobs_due_idx on public.jobs (queue, run_at) where status = 'pending';
+-- what runs: by worker for heartbeats and rescue, by queue for max_processing
+create index if not exists jobs_worker_idx on public.jobs (worker_id) where status = 'processing';
+create index if not exists jobs_processing_idx on public.jobs (queue) where status = 'processing';
+-- what a user sees: newest first, by key
+create index if not exists jobs_owner_idx on public.jobs (owner_id, id desc) where owner_id is not null;
+create unique index if not exists jobs_idempotency_key_idx on public.jobs (owner_id, idempotency_key)
+  nulls not distinct where idempotency_key is not null;
+create unique index if not exists jobs_unique_key_idx on public.jobs (owner_id, kind, unique_key)
+  nulls not distinct where unique_key is not null and status in ('pending', 'processing');
+create unique index if not exists jobs_retry_of_idx on public.jobs (retry_of) where retry_of is not null;
+
+comment on table public.jobs is
+  'The jobs. Created by create_job(), changed by functions only, read by their owners (and live through Realtime).';
+comment on column public.jobs.kind is 'Which handler runs it.';
+comment on column public.jobs.owner_id is 'The auth user who owns and pays for it; null: a job of the system, free.';
+comment on column public.jobs.status is 'pending → processing → completed | partial | failed | cancelled; back to pending by retry, snooze, release, rescue.';
+comment on column public.jobs.priority is 'Higher first, -1000 to 1000.';
+comment on column public.jobs.progress is '0 to 1.';
+comment on column public.jobs.attempt is 'How many times it was claimed. Only grows: with worker_id it fences every write.';
+comment on column public.jobs.failures is 'Failed attempts; at max_attempts it ends. A release, snooze or rescue is not a failure.';
+comment on column public.jobs.crashes is 'How often its worker died with it. The second time ends it: WORKER_CRASHED.';
+comment on column public.jobs.run_at is 'Not before this time.';
+comment on column public.jobs.started_at is 'When the current (or last) attempt was claimed.';
+comment on column public.jobs.worker_id is 'Who holds it; after the end, who held it last.';
+comment on column public.jobs.claim_id is 'The request that claimed it: the same request again gets the same jobs.';
+comment on column public.jobs.timeout is 'Overrides the queue''s timeout for one attempt.';
+comment on column public.jobs.errors is 'One entry per failed attempt {attempt, code, message, at}, the last 20.';
+comment on column public.jobs.credits_held is 'Reserved and not yet decided. held + captured + refunded is what was reserved.';
+comment on column public.jobs.idempotency_key is 'create_job with the same key and input returns this job.';
+comment on column public.jobs.input_digest is 'SHA-256 of kind, queue, payload and items: what "the same input" means.';
+comment on column public.jobs.unique_key is 'At most one pending or processing job of this owner and kind has it.';
+comment on column public.jobs.retry_of is 'The ended job whose open items this one repeats.';
+
+create table if not exists public.job_items (
+  job_id uuid not null references public.jobs (id) on delete cascade,
+  key text not null,
+  position int not null,
+  status text not null default 'pending',
+  payload jsonb not null default '{}',
+  result jsonb,
+  progress double precision not null default 0,
+  attempts int not null default 0,
+  credits bigint not null default 0,
+  error_code text,
+  error_message text,
+  error_retryable boolean,
+  updated_at timestamptz not null default processor.now(),
+  primary key (job_id, key),
+  constraint job_items_status_is_known check (status in ('pending', 'completed', 'failed', 'cancelled')),
+  constraint job_items_progress_is_a_share check (progress between 0 and 1)
+)
+with (fillfactor = 80);
+comment on table public.job_items is
+  'The units inside a job: each is a checkpoint, so a retry or a rescue runs only those that are not completed.';
+comment on column public.job_items.position is '1 to n, the order given; also the number of its ticket in the hold.';
+comment on column public.job_items.attempts is 'How often it was finished, well or not.';
+comment on column public.job_items.credits is 'What was paid for it.';
+
+create table if not exists public.job_logs (
+  id bigint generated always as identity primary key,
+  job_id uuid not null references public.jobs (id) on delete cascade,
+  attempt int not null,
+  logged_at timestamptz not null,
+  level text not null,
+  message text not null,
+  fields jsonb not null default '{}',
+  constraint job_logs_level_is_known check (level in ('debug', 'info', 'warning', 'error'))
+);
+create index if not exists job_logs_job_idx on public.job_logs (job_id, id);
+comment on table public.job_logs is 'What handlers said with job.log: at most 1,000 lines a job, visible to its owner.';

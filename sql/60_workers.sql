@@ -1,0 +1,242 @@
+-- A worker's life: register, heartbeat (which also rescues), deregister.
+
+create or replace function processor.declare_kind(kind jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  -- on conflict do nothing first: an unchanged declaration, the usual case, writes nothing
+  insert into public.job_queues (name) values (declare_kind.kind ->> 'queue') on conflict do nothing;
+  insert into public.job_kinds as k (kind, queue, public, credits_per_job, credits_per_item, max_items, payload_schema, description, declared)
+  values (
+    declare_kind.kind ->> 'kind',
+    declare_kind.kind ->> 'queue',
+    coalesce((declare_kind.kind ->> 'public')::boolean, false),
+    coalesce((declare_kind.kind ->> 'credits_per_job')::bigint, 0),
+    coalesce((declare_kind.kind ->> 'credits_per_item')::bigint, 0),
+    coalesce((declare_kind.kind ->> 'max_items')::int, 10000),
+    coalesce(declare_kind.kind -> 'payload_schema', '{}'),
+    coalesce(declare_kind.kind ->> 'description', ''),
+    declare_kind.kind
+  )
+  on conflict on constraint job_kinds_pkey do update set
+    -- a value that still is what was declared follows the new declaration; one an operator set stays
+    queue = case when k.queue = k.declared ->> 'queue' then excluded.queue else k.queue end,
+    public = case when k.public = coalesce((k.declared ->> 'public')::boolean, false) then excluded.public else k.public end,
+    credits_per_job = case
+      when k.credits_per_job = coalesce((k.declared ->> 'credits_per_job')::bigint, 0)
+        and k.credits_per_item = coalesce((k.declared ->> 'credits_per_item')::bigint, 0)
+      then excluded.credits_per_job else k.credits_per_job end,
+    credits_per_item = case
+      when k.credits_per_job = coalesce((k.declared ->> 'credits_per_job')::bigint, 0)
+        and k.credits_per_item = coalesce((k.declared ->> 'credits_per_item')::bigint, 0)
+      then excluded.credits_per_item else k.credits_per_item end,
+    max_items = case when k.max_items = coalesce((k.declared ->> 'max_items')::int, 10000) then excluded.max_items else k.max_items end,
+    payload_schema = excluded.payload_schema,
+    description = case when k.description = coalesce(k.declared ->> 'description', '') then excluded.description else k.description end,
+    declared = excluded.declared,
+    updated_at = processor.now()
+  where k.declared is distinct from excluded.declared;
+end
+$$;
+comment on function processor.declare_kind(jsonb) is 'Write a handler''s declaration to job_kinds, keeping what an operator changed.';
+
+create or replace function public.register_worker(worker jsonb)
+returns jsonb
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  w public.job_workers;
+  wanted constant int := (register_worker.worker ->> 'schema_version')::int;
+begin
+  if wanted is distinct from processor.schema_version() then
+    perform processor.fail('JQ013',
+      format('the database has schema version %s, this worker needs %s', processor.schema_version(), coalesce(wanted::text, 'none')), '',
+      'Run: processor schema apply --database-url … with the package version that the worker has.');
+  end if;
+  perform processor.check_range('slots', (register_worker.worker ->> 'slots')::numeric, 1, 10000);
+  perform processor.check_range('lease_seconds', (register_worker.worker ->> 'lease_seconds')::numeric, 1, 3600);
+  insert into public.job_queues (name)
+  select distinct q from jsonb_array_elements_text(register_worker.worker -> 'queues') q
+  order by 1
+  on conflict do nothing;
+  perform processor.declare_kind(k) from jsonb_array_elements(register_worker.worker -> 'kinds') k order by k ->> 'kind';
+
+  insert into public.job_workers as w (id, name, host, pid, version, queues, kinds, slots, feed, lease, lease_expires_at)
+  select (register_worker.worker ->> 'id')::uuid,
+    coalesce(register_worker.worker ->> 'name', 'worker'),
+    coalesce(register_worker.worker ->> 'host', ''),
+    (register_worker.worker ->> 'pid')::int,
+    coalesce(register_worker.worker ->> 'version', ''),
+    array(select jsonb_array_elements_text(register_worker.worker -> 'queues')),
+    array(select k ->> 'kind' from jsonb_array_elements(register_worker.worker -> 'kinds') k),
+    (register_worker.worker ->> 'slots')::int,
+    coalesce(register_worker.worker ->> 'feed', 'polling'),
+    l.lease,
+    processor.now() + l.lease
+  from (select make_interval(secs => (register_worker.worker ->> 'lease_seconds')::double precision) as lease) l
+  on conflict on constraint job_workers_pkey do update set
+    heartbeat_at = processor.now(), lease_expires_at = excluded.lease_expires_at, lease = excluded.lease,
+    queues = excluded.queues, kinds = excluded.kinds, slots = excluded.slots, feed = excluded.feed
+  returning * into w;
+  return jsonb_build_object('now', processor.now(), 'lease_expires_at', w.lease_expires_at, 'schema_version', processor.schema_version());
+end
+$$;
+comment on function public.register_worker(jsonb) is
+  'Enter a worker and its handlers'' declarations. The worker chooses its id (a uuid), so asking twice is harmless.';
+
+create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
+returns timestamptz
+language sql
+stable
+set search_path = ''
+as $$
+  select min(due.run_at)
+  from public.job_queues q
+  cross join lateral (
+    select j.run_at from public.jobs j
+    where j.queue = q.name and j.status = 'pending' and j.kind = any (worker.kinds)
+    order by j.run_at
+    limit 1
+  ) due
+  where q.name = any (coalesce(next_due_at.queues, worker.queues))
+    and not q.paused
+    and not worker.draining
+    and (q.max_processing is null or q.max_processing > (
+      select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing'
+    ))
+$$;
+comment on function processor.next_due_at(public.job_workers, text[]) is
+  'When this worker''s next claim makes sense: the past means now, null means nothing is pending for it.';
+
+create or replace function processor.rescue_jobs(max_jobs int default 100)
+returns int
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  seen uuid[];
+  ids uuid[];
+  ended uuid[] := '{}';
+  job public.jobs;
+begin
+  -- the usual case: no lease is over, one look at a small table
+  select array_agg(c.id) into seen from (
+    select j.id from public.job_workers w
+    join public.jobs j on j.worker_id = w.id and j.status = 'processing'
+    where w.lease_expires_at < processor.now()
+    limit rescue_jobs.max_jobs
+  ) c;
+  if seen is null then
+    delete from public.job_workers w
+    where w.lease_expires_at < processor.now() - interval '1 day'
+      and not exists (select from public.jobs j where j.worker_id = w.id and j.status = 'processing');
+    return 0;
+  end if;
+
+  -- LOCK: accounts, then jobs; a job that somebody else has in hand is left to the next heartbeat
+  perform processor.lock_accounts(seen);
+  select array_agg(l.id) into ids from (
+    select j.id from public.jobs j
+    join public.job_workers w on w.id = j.worker_id
+    where j.id = any (seen) and j.status = 'processing' and w.lease_expires_at < processor.now()
+    order by j.id for no key update of j skip locked
+  ) l;
+  for job in select * from public.jobs j where j.id = any (ids) order by j.id loop
+    perform processor.note_error(job.id, 'LEASE_LOST', format('worker %s stopped renewing its lease', job.worker_id));
+    if job.cancel_requested_at is not null then
+      perform processor.end_job(job.id, 'cancelled', null, 'CANCELLED', 'cancelled while its worker was lost');
+      ended := ended || job.id;
+    elsif job.crashes >= 1 then
+      perform processor.end_job(job.id, case when job.items_done > 0 then 'partial' else 'failed' end, null,
+        'WORKER_CRASHED', 'its worker was lost twice while running it');
+      ended := ended || job.id;
+    else
+      perform processor.requeue_job(job.id, processor.now());
+      update public.jobs j set crashes = j.crashes + 1 where j.id = job.id;
+    end if;
+  end loop;
+  perform processor.settle_holds(ended);
+  return coalesce(cardinality(ids), 0);
+end
+$$;
+comment on function processor.rescue_jobs(int) is
+  'Take jobs from workers whose lease is over: pending again, or ended if it is the second worker lost with the job. '
+  'Every heartbeat calls it; call it yourself when no worker is alive.';
+
+create or replace function public.heartbeat_worker(worker_id uuid, running uuid[] default '{}', feed text default 'polling')
+returns jsonb
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  w public.job_workers;
+  rescued int := 0;
+  answer jsonb;
+begin
+  select * into w from public.job_workers x where x.id = heartbeat_worker.worker_id;
+  if not found then
+    perform processor.fail('JQ011', format('unknown worker: %s', heartbeat_worker.worker_id), '', 'Register again.');
+  end if;
+  -- whoever had lapsed only renews: after an outage of everything nobody rescues the living
+  if w.lease_expires_at >= processor.now() then
+    rescued := processor.rescue_jobs();
+  end if;
+  update public.job_workers x
+  set heartbeat_at = processor.now(), lease_expires_at = processor.now() + x.lease,
+    running = cardinality(heartbeat_worker.running), feed = heartbeat_worker.feed
+  where x.id = w.id
+  returning * into w;
+
+  with owned as (
+    select j.id, j.attempt, j.cancel_requested_at, j.started_at from public.jobs j
+    where j.worker_id = w.id and j.status = 'processing'
+  )
+  select jsonb_build_object(
+    'now', processor.now(),
+    'heartbeat_at', w.heartbeat_at,
+    'lease_expires_at', w.lease_expires_at,
+    'next_due_at', processor.next_due_at(w),
+    'draining', w.draining,
+    'inbox', w.inbox,
+    'rescued', rescued,
+    'cancel', coalesce((select jsonb_agg(o.id) from owned o where o.cancel_requested_at is not null), '[]'),
+    'lost', coalesce((select jsonb_agg(r) from unnest(heartbeat_worker.running) r where r not in (select o.id from owned o)), '[]'),
+    -- a job claimed a moment ago may not have reached the worker yet
+    'unknown', coalesce((
+      select jsonb_agg(jsonb_build_object('id', o.id, 'attempt', o.attempt)) from owned o
+      where o.id <> all (heartbeat_worker.running) and o.started_at < processor.now() - interval '10 seconds'
+    ), '[]')
+  ) into answer;
+  return answer;
+end
+$$;
+comment on function public.heartbeat_worker(uuid, uuid[], text) is
+  'Renew the lease, rescue what dead workers held, and learn: jobs to cancel, jobs lost, jobs forgotten, when the next one is due.';
+
+create or replace function public.deregister_worker(worker_id uuid)
+returns jsonb
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  left_behind jsonb;
+  released int;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object('id', j.id, 'attempt', j.attempt)), '[]') into left_behind
+  from public.jobs j where j.worker_id = deregister_worker.worker_id and j.status = 'processing';
+  released := jsonb_array_length(public.release_jobs(deregister_worker.worker_id, left_behind));
+  delete from public.job_workers w where w.id = deregister_worker.worker_id;
+  return jsonb_build_object('released', released);
+end
+$$;
+comment on function public.deregister_worker(uuid) is 'Leave: what the worker still holds is released, its row goes.';

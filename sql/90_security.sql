@@ -1,0 +1,93 @@
+-- Who may do what. Everything is refused first, then granted one by one.
+
+grant usage on schema public to anon, authenticated, service_role, job_processor;
+
+do $$
+declare
+  t text;
+  f regprocedure;
+begin
+  foreach t in array array[
+    'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_workers',
+    'credit_accounts', 'credit_entries', 'credit_holds', 'credit_captures'
+  ] loop
+    execute format('alter table public.%I enable row level security', t);
+    execute format('revoke all on table public.%I from public, anon, authenticated, service_role, job_processor', t);
+    execute format('grant select on table public.%I to service_role', t);
+  end loop;
+  -- `alter default privileges in schema` would not revoke PUBLIC's right to execute: each by name
+  for f in
+    select p.oid::regprocedure from pg_catalog.pg_proc p
+    where p.pronamespace = 'processor'::regnamespace
+      or (p.pronamespace = 'public'::regnamespace and p.proname in (
+        'create_job', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
+        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'deregister_worker'))
+  loop
+    execute format('revoke execute on function %s from public, anon, authenticated, service_role, job_processor', f);
+  end loop;
+end
+$$;
+
+-- tables: users read what is theirs, the service reads all and turns the knobs, nobody writes the rest
+grant select on public.jobs, public.job_items, public.job_logs, public.job_kinds,
+  public.credit_accounts, public.credit_entries, public.credit_holds, public.credit_captures to authenticated;
+grant insert, update, delete on public.job_queues, public.job_kinds to service_role;
+grant update (draining) on public.job_workers to service_role;
+-- the least-privilege worker reads what it subscribes to
+grant select on public.jobs, public.job_queues, public.job_workers to job_processor;
+
+-- functions: clients
+grant execute on function
+  public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[]),
+  public.cancel_job(uuid),
+  public.retry_job(uuid)
+to authenticated, service_role;
+-- functions: workers
+grant execute on function
+  public.register_worker(jsonb),
+  public.heartbeat_worker(uuid, uuid[], text),
+  public.claim_jobs(uuid, uuid, text[], int),
+  public.report_progress(uuid, jsonb),
+  public.append_job_logs(uuid, jsonb),
+  public.finish_items(uuid, jsonb),
+  public.finish_jobs(uuid, jsonb),
+  public.release_jobs(uuid, jsonb),
+  public.deregister_worker(uuid)
+to service_role, job_processor;
+-- functions: a server that sells credits
+grant execute on function public.grant_credits(uuid, bigint, text, text) to service_role;
+
+-- rows: one policy per table and reader; service_role bypasses them
+drop policy if exists jobs_are_read_by_their_owner on public.jobs;
+create policy jobs_are_read_by_their_owner on public.jobs
+  for select to authenticated using (owner_id = (select auth.uid()));
+drop policy if exists job_items_are_read_by_the_jobs_owner on public.job_items;
+create policy job_items_are_read_by_the_jobs_owner on public.job_items
+  for select to authenticated
+  using (exists (select from public.jobs j where j.id = job_id and j.owner_id = (select auth.uid())));
+drop policy if exists job_logs_are_read_by_the_jobs_owner on public.job_logs;
+create policy job_logs_are_read_by_the_jobs_owner on public.job_logs
+  for select to authenticated
+  using (exists (select from public.jobs j where j.id = job_id and j.owner_id = (select auth.uid())));
+drop policy if exists public_job_kinds_are_read_by_users on public.job_kinds;
+create policy public_job_kinds_are_read_by_users on public.job_kinds
+  for select to authenticated using (public);
+drop policy if exists credit_accounts_are_read_by_their_owner on public.credit_accounts;
+create policy credit_accounts_are_read_by_their_owner on public.credit_accounts
+  for select to authenticated using (owner_id = (select auth.uid()));
+drop policy if exists credit_entries_are_read_by_their_owner on public.credit_entries;
+create policy credit_entries_are_read_by_their_owner on public.credit_entries
+  for select to authenticated using (owner_id = (select auth.uid()));
+drop policy if exists credit_holds_are_read_by_their_owner on public.credit_holds;
+create policy credit_holds_are_read_by_their_owner on public.credit_holds
+  for select to authenticated using (owner_id = (select auth.uid()));
+drop policy if exists credit_captures_are_read_by_the_holds_owner on public.credit_captures;
+create policy credit_captures_are_read_by_the_holds_owner on public.credit_captures
+  for select to authenticated
+  using (exists (select from public.credit_holds h where h.job_id = credit_captures.job_id and h.owner_id = (select auth.uid())));
+drop policy if exists jobs_are_read_by_workers on public.jobs;
+create policy jobs_are_read_by_workers on public.jobs for select to job_processor using (true);
+drop policy if exists job_queues_are_read_by_workers on public.job_queues;
+create policy job_queues_are_read_by_workers on public.job_queues for select to job_processor using (true);
+drop policy if exists job_workers_are_read_by_workers on public.job_workers;
+create policy job_workers_are_read_by_workers on public.job_workers for select to job_processor using (true);
