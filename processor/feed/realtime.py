@@ -8,10 +8,8 @@ Whatever goes wrong first becomes its `Ending`; the supervisor starts the next o
 
 import asyncio
 import json
-import logging
 import math
 from collections.abc import Callable, Collection
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar
@@ -28,6 +26,7 @@ from realtime.types import (
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from processor.feed.quiet import hush_client
 from processor.feed.timings import FeedTimings
 
 log = structlog.get_logger("processor.feed")
@@ -55,8 +54,6 @@ _JOB_COLUMNS = ["id", "queue"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
 
 _Payload = TypeVar("_Payload")
-
-_ours: ContextVar[bool] = ContextVar("feed_owns_this_realtime_client", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +153,7 @@ class Incarnation:
 
     async def run(self) -> Ending:
         """Live until something goes wrong, clean up, and return what it was."""
-        _ours.set(True)
-        keep_secrets_out_of_logs()
+        hush_client()
         try:
             await self._open()
             await self._join()
@@ -379,27 +375,3 @@ class Incarnation:
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-class _Quiet(logging.Filter):
-    """Drops what the client logs about an incarnation: its ending says the same once, and better."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not _ours.get() or record.levelno >= logging.CRITICAL
-
-
-_quiet = _Quiet()
-
-
-def keep_secrets_out_of_logs() -> None:
-    """Keep the websocket library off DEBUG, where it logs the request line with the API key in it.
-
-    The Realtime client's own lines about the feed's connections are dropped too: they repeat every
-    failed attempt at level ERROR, and whole rows at DEBUG. Other users of that client are not touched.
-    """
-    for name in ("websockets", "websockets.client"):
-        logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() < logging.INFO:
-            logger.setLevel(logging.INFO)
-    for name in ("client", "channel", "push", "timer"):
-        logging.getLogger(f"realtime._async.{name}").addFilter(_quiet)  # adding twice changes nothing
