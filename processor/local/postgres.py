@@ -23,7 +23,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
@@ -32,11 +31,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from processor.local.watchdog import Watchdog
+
 LONGEST_SOCKET_DIRECTORY = 80
 START_TIMEOUT = 60.0
 # a predecessor that was killed leaves a server that its watchdog is still stopping
 PREDECESSOR_TIMEOUT = 10.0
-WATCHDOG = 'read -r _; kill -INT "$1"'
+NOBODY = 65534
 
 
 class PostgresError(Exception):
@@ -68,9 +69,9 @@ class Postgres:
         self._lock: int | None = None
         self._socket_dir: Path | None = None
         self._process: Process | None = None
-        self._watchdog: Process | None = None
+        self._watchdog: Watchdog | None = None
         self._launcher: list[str] = []
-        self._launch_options: dict[str, Any] = {}
+        self._as_nobody = False
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
         """Return the address over the unix socket, of the superuser unless ``user`` says otherwise."""
@@ -115,9 +116,7 @@ class Postgres:
                     break
             self._process = None
         if self._watchdog is not None:
-            with suppress(ProcessLookupError):
-                self._watchdog.kill()
-            await self._watchdog.wait()
+            await self._watchdog.stop()
             self._watchdog = None
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
@@ -139,7 +138,7 @@ class Postgres:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PostgresError(
-                f"{self.directory} is in use by another local stack: stop that one, or give another --data-dir"
+                f"{self.directory} is in use by another local stack: stop that, or give another --data-dir"
             ) from error
         password = self.directory / "password"
         if not password.exists():
@@ -153,17 +152,22 @@ class Postgres:
         self._socket_dir = Path(tempfile.mkdtemp(prefix="postgres-", dir=base))
 
     async def _choose_user(self) -> None:
-        """PostgreSQL refuses to run as root: become nobody, in a user namespace or, failing that, really."""
+        """Become nobody when we are root, whom PostgreSQL refuses: in a user namespace, or else really."""
         if os.geteuid() != 0:
             return
-        unshare = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
+        unshare = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
         if shutil.which("unshare") and (await _run([*unshare, "true"]))[0] == 0:
             self._launcher = unshare
             return
-        self._launch_options = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        for path in (self.directory, self._socket_dir):
-            if path is not None:
-                shutil.chown(path, user="nobody")
+        if not shutil.which("setpriv"):
+            raise PostgresError(
+                "PostgreSQL does not run as root, and neither unshare nor setpriv (package util-linux) is here "
+                "to change that: run local mode as another user"
+            )
+        self._launcher = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        self._as_nobody = True
+        for path in (self.directory, self._socket_dir, self.directory / "password"):
+            os.chown(path or self.directory, NOBODY, NOBODY)
 
     async def _check_version(self) -> None:
         file = self._cluster / "PG_VERSION"
@@ -187,9 +191,8 @@ class Postgres:
         unfinished = self.directory / "cluster.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        if "user" in self._launch_options:
-            shutil.chown(unfinished, user="nobody")
-            shutil.chown(self.directory / "password", user="nobody")
+        if self._as_nobody:
+            os.chown(unfinished, NOBODY, NOBODY)
         builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         command = [
             *self._launcher,
@@ -202,9 +205,10 @@ class Postgres:
             *(builtin if await self._major_version() >= 17 else ["--locale=C.UTF-8"]),
             *([] if self.durable else ["--no-sync"]),
         ]
-        code, said = await _run(command, **self._launch_options)
+        code, said = await _run(command)
         if code != 0:
-            raise PostgresError(f"initdb failed in {self.directory} (exit code {code}):\n{said}")
+            hint = f"\nUser nobody must be able to reach {self.bin_dir} and it." if self._as_nobody else ""
+            raise PostgresError(f"initdb failed in {self.directory} (exit code {code}):\n{said}{hint}")
         unfinished.rename(self._cluster)
 
     def _settings(self) -> dict[str, object]:
@@ -250,17 +254,13 @@ class Postgres:
                 stderr=STDOUT,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle, not the server's
-                **self._launch_options,
             )
-        self._watchdog = await asyncio.create_subprocess_exec(
-            "/bin/sh", "-c", WATCHDOG, "postgres-watchdog", str(self._process.pid),
-            stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        self._watchdog = Watchdog(self._process.pid, "INT")
+        await self._watchdog.start()
         deadline = time.monotonic() + START_TIMEOUT
         while not self._is_ready(started):
             if self._process.returncode is not None:
-                self._watchdog.kill()
-                await self._watchdog.wait()
+                await self._watchdog.stop()
                 self._process = self._watchdog = None
                 return self.tail()
             if time.monotonic() > deadline:
@@ -320,20 +320,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _run(command: list[str], **options: Any) -> tuple[int, str]:
+async def _run(command: list[str]) -> tuple[int, str]:
     """Run a command to its end; return its exit code and all it printed."""
-
-    def run() -> tuple[int, str]:
-        done = subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=_environment(),
-            **options,
-        )
-        return done.returncode, done.stdout.strip()
-
-    return await asyncio.to_thread(run)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=_environment(), start_new_session=True
+    )
+    try:
+        said, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, said.decode(errors="replace").strip()

