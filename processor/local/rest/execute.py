@@ -1,0 +1,129 @@
+"""Run one request's statement: one transaction, as the caller's role, with the caller's claims."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import asyncpg
+
+from processor.local.jwt import Claims
+from processor.local.rest.errors import RestError, from_postgres
+from processor.local.rest.read import MAX_ROWS, Statement
+from processor.local.rest.schema import Schema, literal, quote
+
+ACQUIRE_TIMEOUT = 10.0
+# names as they are in a Supabase project
+SEARCH_PATH = "public, extensions"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes the request, and how, as the database is told."""
+
+    claims: Claims
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether authenticating could help."""
+        return self.claims.role == "anon"
+
+    def settings(self, *, read_only: bool) -> str:
+        """Return the statements that open the transaction: one round trip, hence constants, all quoted."""
+        settings = {
+            "search_path": SEARCH_PATH,
+            "request.jwt.claims": self.claims.json,
+            "request.method": self.method,
+            "request.path": self.path,
+            "request.headers": json.dumps(self.headers),
+        }
+        calls = ", ".join(f"set_config('{name}', {literal(value)}, true)" for name, value in settings.items())
+        return f"begin{' read only' if read_only else ''}; set local role {quote(self.claims.role)}; select {calls}"
+
+    def check_role(self, schema: Schema) -> None:
+        """Refuse a role that the gateway may not become.
+
+        Raises:
+            RestError: as PostgreSQL would say it.
+
+        """
+        if self.claims.role not in schema.roles:
+            raise RestError(403, "42501", f'permission denied to set role "{self.claims.role}"')
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the statement said: rows on this page, all rows if counted, the JSON of the page."""
+
+    rows: int
+    total: int | None
+    body: str | None
+
+
+async def run(
+    pool: asyncpg.Pool,
+    caller: Caller,
+    statement: Statement,
+    *,
+    read_only: bool,
+    check: Callable[[Answer], None],
+) -> Answer:
+    """Run the statement and commit; three round trips.
+
+    Args:
+        pool: connected as the role that switches to the API roles.
+        caller: becomes the role and the claims of the transaction.
+        statement: returns one row with ``total``, ``rows`` and ``body``.
+        read_only: whether the transaction may not write.
+        check: raises to roll back, when the answer is not what the client accepts.
+
+    Raises:
+        RestError: the database refused, or cannot be reached.
+
+    """
+    try:
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
+            try:
+                await connection.execute(caller.settings(read_only=read_only))
+                total, rows, body = (await connection.fetch(statement.sql, *statement.values))[0]
+                answer = Answer(rows, total, body)
+                if statement.estimate is not None:
+                    plan = await connection.fetchval(statement.estimate.sql, *statement.estimate.values)
+                    answer = _estimated(answer, plan)
+                check(answer)
+                await connection.execute("commit")
+            except BaseException:
+                if not connection.is_closed():
+                    await asyncio.shield(connection.execute("rollback"))
+                raise
+    except TimeoutError as error:
+        raise RestError(504, "PGRST003", "Timed out acquiring connection from connection pool.") from error
+    except (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
+        raise RestError(
+            503,
+            "PGRST000",
+            "Database connection error. Retrying the connection.",
+            details=str(error),
+        ) from error
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        raise RestError(
+            503,
+            "PGRST001",
+            "Database client error. Retrying the connection.",
+            details=str(error),
+        ) from error
+    except asyncpg.PostgresError as error:
+        raise from_postgres(error, anonymous=caller.anonymous) from error
+    return answer
+
+
+def _estimated(answer: Answer, plan: str) -> Answer:
+    """Replace the total by the planner's, unless counting said that there are few."""
+    if answer.total is not None and answer.total <= MAX_ROWS:
+        return answer
+    return Answer(answer.rows, int(json.loads(plan)[0]["Plan"]["Plan Rows"]), answer.body)
