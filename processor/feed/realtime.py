@@ -47,8 +47,11 @@ Cause = Literal[
     "crashed",  # an exception nobody foresaw
 ]
 
+_LIMITS = ("RateLimit", "TooMany", "Too many", "DisabledForTenant")
+"""How Realtime words its limits, in refusals, system messages and close reasons."""
+
 _SAME_HEARTBEAT = timedelta(seconds=1)
-"""A row's heartbeat_at and the time its RPC returned are two readings of one clock in one transaction."""
+"""Slack between the time an RPC returned and the row's: two readings of one clock, or a rounded one."""
 
 _JOB_COLUMNS = ["id", "queue"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
@@ -66,8 +69,7 @@ class Ending:
     @property
     def insisting_is_pointless(self) -> bool:
         """Whether the server said no in a way that a quick retry would only make worse."""
-        limited = "RateLimit" in self.detail or "TooMany" in self.detail or "Disabled" in self.detail
-        return self.cause == "refused" or (self.cause == "join_refused" and limited)
+        return self.cause == "refused" or any(word in self.detail for word in _LIMITS)
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.detail}" if self.detail else self.cause
@@ -81,6 +83,7 @@ class Incarnation:
 
     :param url: the project's URL
     :param key: its service key, or any JWT allowed to read the tables
+    :param api_key: what opens the websocket: the same service key, or the public key beside such a JWT
     :param worker_id: whose row is watched
     :param number: counts the incarnations of a feed; makes the topic unique
     :param queues: wake only for jobs of these; None: for all
@@ -95,6 +98,7 @@ class Incarnation:
         self,
         url: str,
         key: str,
+        api_key: str,
         worker_id: str,
         *,
         number: int,
@@ -125,12 +129,13 @@ class Incarnation:
 
         self._client = AsyncRealtimeClient(
             f"{url.rstrip('/')}/realtime/v1",
-            key,
+            api_key,
             auto_reconnect=False,
             max_retries=1,
             # ours are shorter and decide; the client's only has to be no shorter
             timeout=math.ceil(max(timings.open_timeout, timings.join_timeout, timings.ack_timeout)) + 1,
         )
+        self._client.access_token = key  # joins carry it
         self._channel: AsyncRealtimeChannel = self._client.channel(
             f"worker:{worker_id}:{number}",
             {

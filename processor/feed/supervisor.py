@@ -47,7 +47,8 @@ class Feed:
     Until the first connection is ready, and whenever it is not healthy, the mode is `polling`.
 
     :param url: the project's URL, such as `https://abc.supabase.co`
-    :param key: its service key
+    :param key: its service key, or a JWT of a role that may read the job tables
+    :param api_key: the project's public key, where `key` is such a JWT; None: `key` serves for both
     :param worker_id: the id under which the worker is registered; its row is watched
     :param wake: called in the event loop with the reason to look: `realtime` (an event), `polling`
         (the clock) or `sweep` (events may have been missed: look whatever you believe, and heartbeat,
@@ -66,12 +67,14 @@ class Feed:
         wake: Callable[[Wake], None],
         on_worker_row: Callable[[dict[str, Any]], None],
         *,
+        api_key: str | None = None,
         queues: Collection[str] | None = None,
         transport: Transport = "postgres_changes",
         timings: FeedTimings | None = None,
     ) -> None:
         self._url = url
         self._key = key
+        self._api_key = api_key or key
         self._worker_id = worker_id
         self._wake_worker = wake
         self._on_worker_row = on_worker_row
@@ -129,7 +132,7 @@ class Feed:
     def heartbeat_sent(self, at: datetime) -> None:
         """Expect the worker's heartbeat back as a change of its row.
 
-        :param at: the server's time of the heartbeat, as its response says (`now`)
+        :param at: the server's time of the heartbeat, as its response says (`heartbeat_at`, or `now`)
         """
         if self._incarnation is not None:
             self._incarnation.expect_echo(at)
@@ -163,6 +166,7 @@ class Feed:
         incarnation = self._incarnation = Incarnation(
             self._url,
             self._key,
+            self._api_key,
             self._worker_id,
             number=number,
             timings=self._timings,
