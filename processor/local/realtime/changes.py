@@ -1,0 +1,432 @@
+"""Postgres Changes: from the WAL to every subscriber who may see the row and asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeAlias
+
+import asyncpg
+
+from processor.local.realtime.authorise import visible_rows
+from processor.local.realtime.documents import Writer, error_document
+from processor.local.realtime.filters import Filter, FilterError, parse
+from processor.local.realtime.pgoutput import Begin, Change, Relation, decode
+from processor.local.realtime.stream import Stream, StreamError
+from processor.local.realtime.tables import Access, Catalogue, Table
+from processor.local.realtime.tokens import Bearer
+
+PUBLICATION = "supabase_realtime"
+EVENTS = ("INSERT", "UPDATE", "DELETE")
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Subscriber(Protocol):
+    """A channel, as changes see it."""
+
+    def push_change(self, ids: Sequence[int], document: str) -> None:
+        """Send a change to the bindings with these ids."""
+
+    def system(self, extension: str, status: str, message: str) -> None:
+        """Send a system message."""
+
+    def restart(self) -> None:
+        """Close the socket, so that the client comes again and looks at what it missed."""
+
+
+class SubscriptionError(ValueError):
+    """A binding that cannot be served; the message goes to the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One element of ``postgres_changes`` in a join: what a client wants to hear of."""
+
+    id: int
+    event: str
+    schema: str
+    table: str
+    filters: tuple[Filter, ...]
+    selected: frozenset[str] | None
+
+    @classmethod
+    def parse(cls, id_: int, params: dict[str, Any]) -> Binding:
+        """Read the client's parameters.
+
+        Raises:
+            SubscriptionError: they make no sense; the message says which.
+
+        """
+        schema, table, text = params.get("schema"), params.get("table"), params.get("filter")
+        if not isinstance(schema, str) and not isinstance(table, str):
+            raise SubscriptionError(
+                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to:"
+                f" {sorted(params)}"
+            )
+        schema = schema if isinstance(schema, str) else "public"
+        table = table if isinstance(table, str) else "*"
+        try:
+            filters = parse(text) if isinstance(text, str) else ()
+        except FilterError as error:
+            raise SubscriptionError(f"Error parsing `filter` params: {error}") from error
+        event = str(params.get("event", "*")).upper()
+        selected = cls._selected(params.get("select"))
+        if selected is not None and "*" in (schema, table):
+            raise SubscriptionError(
+                "Column selection is not supported for wildcard subscriptions."
+                " Provide an explicit schema and table name."
+            )
+        return cls(id_, event if event in EVENTS else "*", schema, table, filters, selected)
+
+    @staticmethod
+    def _selected(value: Any) -> frozenset[str] | None:
+        if isinstance(value, str):
+            raise SubscriptionError(
+                'Error parsing `select` params: expected a list of column name strings, e.g. ["id", "name"]'
+            )
+        names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+        return frozenset(names) or None
+
+    def matches(self, schema: str, table: str) -> bool:
+        """Tell whether a table is meant."""
+        return self.schema in ("*", schema) and self.table in ("*", table)
+
+    def __str__(self) -> str:
+        filters = ", ".join(map(str, self.filters))
+        return f"[event: {self.event}, schema: {self.schema}, table: {self.table}, filters: [{filters}]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A binding of a channel, with the role and claims of its token."""
+
+    subscriber: Subscriber
+    binding: Binding
+    role: str
+    claims: str
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One change on its way to one subscription."""
+
+    subscription: Subscription
+    access: Access
+    error: str | None = None
+
+
+Group: TypeAlias = tuple[Table, str, str]
+
+
+class Changes:
+    """The one reader of the WAL and the subscriptions it serves.
+
+    Args:
+        pool: connected as ``authenticator``, for the checks of row level security.
+        dsn: the superuser's, for the stream and the catalogs.
+
+    """
+
+    def __init__(self, pool: asyncpg.Pool, dsn: str) -> None:
+        self._pool = pool
+        self._dsn = dsn
+        self._live = asyncio.Event()
+        self._subscriptions: dict[Subscriber, list[Subscription]] = {}
+        self._by_relation: dict[int, list[Subscription]] = {}
+        self._relations: dict[int, Relation] = {}
+        self._committed_at = datetime.now(UTC)
+        self._task: asyncio.Task[None] | None = None
+        self._admin: asyncpg.Pool | None = None
+        self._catalogue: Catalogue | None = None
+
+    async def start(self) -> None:
+        """Open the stream; changes that commit after this are seen.
+
+        Raises:
+            StreamError: the server does not let us (its ``wal_level`` is not ``logical``, …).
+
+        """
+        self._admin = await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=2,
+            # with an empty path, format_type() qualifies every name
+            server_settings={
+                "search_path": "",
+                "timezone": "UTC",
+                "datestyle": "ISO",
+                "statement_timeout": "5000",
+            },
+        )
+        self._catalogue = Catalogue(self._admin, PUBLICATION)
+        stream = await self._open()
+        self._task = asyncio.create_task(self._run(stream), name="realtime-changes")
+
+    async def stop(self) -> None:
+        """Close the stream; harmless if it never started or was stopped before."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            await admin.close()
+
+    async def subscribe(self, subscriber: Subscriber, bindings: Iterable[Binding], bearer: Bearer) -> None:
+        """Serve these bindings from now on, instead of earlier ones of the same subscriber.
+
+        When it returns the stream is live: every change that commits afterwards is delivered.
+
+        Raises:
+            SubscriptionError: a table is not in the publication, or a filter does not fit its table.
+
+        """
+        role, claims = bearer.claims.role, bearer.claims.json
+        bindings = tuple(bindings)
+        await self._live.wait()
+        for binding in bindings:
+            await self._check(binding, role)
+        while not self._live.is_set():
+            await self._live.wait()
+        self._subscriptions[subscriber] = [Subscription(subscriber, each, role, claims) for each in bindings]
+        self._by_relation.clear()
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Serve this subscriber no longer; harmless if it is unknown."""
+        if self._subscriptions.pop(subscriber, None) is not None:
+            self._by_relation.clear()
+
+    async def _check(self, binding: Binding, role: str) -> None:
+        catalogue = self._known_catalogue()
+        tables = await catalogue.published(binding.schema, binding.table)
+        if not tables:
+            raise SubscriptionError(
+                "Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the"
+                f" given connect parameters: {binding}"
+            )
+        try:
+            for table in tables:
+                access = await catalogue.access(table, role)
+                for condition in binding.filters:
+                    if condition.column not in access.readable:
+                        raise FilterError(f"invalid column for filter {condition.column}")
+                    await catalogue.bind(condition, table)
+                for column in sorted(binding.selected or ()):
+                    if column not in access.readable:
+                        raise FilterError(f"invalid column for select {column}")
+        except FilterError as error:
+            raise SubscriptionError(
+                "Unable to subscribe to changes with given parameters. An exception happened so please check your"
+                f" connect parameters: {binding}. Exception: {error}"
+            ) from error
+
+    async def _run(self, stream: Stream) -> None:
+        delay = FIRST_DELAY
+        while True:
+            try:
+                async with stream:
+                    self._live.set()
+                    delay = FIRST_DELAY
+                    async for messages in stream:
+                        await self._deliver(messages)
+            except (StreamError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.error("realtime: the stream of changes ended, subscribers must come again: %s", error)  # noqa: TRY400 - the reason is the whole story
+            except Exception:
+                # a defect here must not end delivery for good without anybody noticing
+                log.exception("realtime: delivering a change failed, subscribers must come again")
+            finally:
+                self._interrupt()
+            stream, delay = await self._reopen(delay)
+
+    async def _reopen(self, delay: float) -> tuple[Stream, float]:
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY)
+            try:
+                stream = await self._open()
+            except (StreamError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("realtime: no stream of changes yet, next attempt in %.1f s: %s", delay, error)
+            else:
+                log.warning("realtime: the stream of changes is back")
+                return stream, delay
+
+    async def _open(self) -> Stream:
+        catalogue, admin = self._known_catalogue(), self._admin
+        catalogue.forget()
+        self._relations.clear()
+        self._by_relation.clear()
+        exists = "select exists (select from pg_publication where pubname = $1)"
+        if admin is not None and not await admin.fetchval(exists, PUBLICATION):
+            await admin.execute(f"create publication {PUBLICATION}")
+        return await Stream.open(self._dsn, PUBLICATION)
+
+    def _interrupt(self) -> None:
+        """Between two streams changes go unseen, so nobody may believe to be subscribed."""
+        self._live.clear()
+        subscribers, self._subscriptions = list(self._subscriptions), {}
+        self._by_relation.clear()
+        for subscriber in subscribers:
+            subscriber.restart()
+
+    async def _deliver(self, messages: Iterable[bytes]) -> None:
+        pending: list[tuple[Relation, Change, datetime]] = []
+        for data in messages:
+            # rows that nobody asked for are most of the WAL: do not even decode them
+            if data[:1] in b"IUD" and not self._wanted(int.from_bytes(data[1:5], "big")):
+                continue
+            message = decode(data)
+            if isinstance(message, Change):
+                pending.append((self._relations[message.relation_oid], message, self._committed_at))
+            elif isinstance(message, Begin):
+                self._committed_at = message.committed_at
+            elif isinstance(message, Relation):
+                await self._publish(pending)  # with the shape that they had
+                pending = []
+                self._relations[message.oid] = message
+                self._by_relation.pop(message.oid, None)
+                self._known_catalogue().forget(message.oid)
+        await self._publish(pending)
+
+    def _wanted(self, relation_oid: int) -> list[Subscription]:
+        found = self._by_relation.get(relation_oid)
+        if found is None:
+            relation = self._relations[relation_oid]
+            found = self._by_relation[relation_oid] = [
+                subscription
+                for subscriptions in self._subscriptions.values()
+                for subscription in subscriptions
+                if subscription.binding.matches(relation.schema, relation.name)
+            ]
+        return found
+
+    async def _publish(self, pending: Sequence[tuple[Relation, Change, datetime]]) -> None:
+        prepared: list[tuple[Relation, Change, datetime, Writer, list[Delivery]]] = []
+        asked: dict[Group, list[tuple[Writer, Delivery]]] = {}
+        for relation, change, at in pending:
+            table = await self._table(relation)
+            if table is None:
+                continue
+            writer = Writer(self._known_catalogue(), relation, table, change, at)
+            deliveries = await self._deliveries(relation, change, table, writer)
+            prepared.append((relation, change, at, writer, deliveries))
+            for delivery in deliveries:
+                checked = table.row_security and not delivery.access.bypasses_row_security
+                if checked and delivery.error is None and change.event != "DELETE":
+                    group = (table, delivery.subscription.role, delivery.subscription.claims)
+                    asked.setdefault(group, []).append((writer, delivery))
+        hidden = await self._hidden(asked)
+        for relation, change, at, writer, deliveries in prepared:
+            await self._send(
+                relation, change, at, writer, [each for each in deliveries if id(each) not in hidden]
+            )
+
+    async def _table(self, relation: Relation) -> Table | None:
+        catalogue = self._known_catalogue()
+        return catalogue.known(relation.oid) or await catalogue.table(
+            relation.oid, [column.type_oid for column in relation.columns]
+        )
+
+    async def _deliveries(
+        self, relation: Relation, change: Change, table: Table, writer: Writer
+    ) -> list[Delivery]:
+        deliveries = []
+        results: dict[Filter, bool] = {}
+        for subscription in self._wanted(relation.oid):
+            binding = subscription.binding
+            if binding.event not in ("*", change.event):
+                continue
+            access = await self._known_catalogue().access(table, subscription.role)
+            delivery = Delivery(subscription, access, _refusal(change, table, access))
+            if delivery.error is None and not await self._passes(binding.filters, table, writer, results):
+                continue
+            deliveries.append(delivery)
+        return deliveries
+
+    async def _passes(
+        self, filters: Iterable[Filter], table: Table, writer: Writer, results: dict[Filter, bool]
+    ) -> bool:
+        row = writer.new or writer.old
+        for condition in filters:
+            if condition not in results:
+                results[condition] = await self._holds(condition, table, row)
+            if not results[condition]:
+                return False
+        return True
+
+    async def _holds(self, condition: Filter, table: Table, row: dict[str, Any]) -> bool:
+        text = row.get(condition.column, condition)
+        if text is not None and not isinstance(text, str):
+            return False  # not in the WAL: not part of the key, or large and unchanged
+        catalogue = self._known_catalogue()
+        try:
+            match = await catalogue.bind(condition, table)
+            return match(text) if match is not None else await catalogue.compare(condition, table, text)
+        except (FilterError, asyncpg.DataError) as error:
+            log.warning("realtime: filter %s no longer fits table %s: %s", condition, table.sql, error)
+            return False
+
+    async def _hidden(self, asked: dict[Group, list[tuple[Writer, Delivery]]]) -> set[int]:
+        """Ask the database about rows, one transaction per caller and table; return what must not be sent."""
+        answers = await asyncio.gather(
+            *(self._visible(group, [writer.key for writer, _ in each]) for group, each in asked.items())
+        )
+        hidden = set()
+        for visible, each in zip(answers, asked.values(), strict=True):
+            hidden |= {id(delivery) for position, (_, delivery) in enumerate(each) if position not in visible}
+        return hidden
+
+    async def _visible(self, group: Group, keys: list[tuple[str | None, ...]]) -> set[int]:
+        table, role, claims = group
+        try:
+            return await visible_rows(self._pool, table, role, claims, keys)
+        except asyncpg.PostgresError as error:
+            log.error("realtime: role %s cannot be asked what it sees of %s: %s", role, table.sql, error)  # noqa: TRY400 - the reason is the whole story
+            message = f"Row level security of {table.sql} failed for role {role}: {error}"
+            for subscriber in {
+                each.subscriber
+                for each in self._wanted(table.oid)
+                if (each.role, each.claims) == (role, claims)
+            }:
+                subscriber.system("postgres_changes", "error", message)
+            return set()
+
+    async def _send(
+        self, relation: Relation, change: Change, at: datetime, writer: Writer, deliveries: Iterable[Delivery]
+    ) -> None:
+        documents: dict[Any, str] = {}
+        outgoing: dict[tuple[Subscriber, str], list[int]] = {}
+        for delivery in deliveries:
+            binding, readable = delivery.subscription.binding, delivery.access.readable
+            variant = delivery.error or (readable, binding.selected)
+            if variant not in documents:
+                documents[variant] = (
+                    error_document(relation, change, at, delivery.error)
+                    if delivery.error is not None
+                    else await writer.document(readable, binding.selected)
+                )
+            outgoing.setdefault((delivery.subscription.subscriber, documents[variant]), []).append(binding.id)
+        for (subscriber, document), ids in outgoing.items():
+            if subscriber in self._subscriptions:  # it may have left while the database was asked
+                subscriber.push_change(ids, document)
+
+    def _known_catalogue(self) -> Catalogue:
+        if self._catalogue is None:
+            raise StreamError("Postgres Changes has not been started")
+        return self._catalogue
+
+
+def _refusal(change: Change, table: Table, access: Access) -> str | None:
+    """Return why nothing but the fact of a change can be told, if that is so."""
+    if change.event == "DELETE":
+        return None
+    if not table.primary_key:
+        return "Error 400: Bad Request, no primary key"
+    if not access.readable.issuperset(table.primary_key):
+        return "Error 401: Unauthorized"
+    return None
