@@ -108,17 +108,18 @@ async def _run(stack: Stack, app: str | None, *, with_demo_user: bool, as_json: 
             _announce(stack, user, as_json=as_json)
             ends = {asyncio.create_task(stack.wait(), name="stack-ended")}
             if daemon is not None:
-                ends.add(asyncio.create_task(daemon.wait(), name="daemon-ended"))
+                ends.add(asyncio.create_task(_ended(daemon), name="daemon-ended"))
             try:
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for task in ends:
                     task.cancel()
-                results = await asyncio.gather(*ends, return_exceptions=True)
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
-            raise DevError(f"the daemon ended by itself: exit code {daemon and daemon.returncode}")
+            for task in done:
+                await task  # raises what ended
+
+
+async def _ended(daemon: Process) -> None:
+    raise DevError(f"the daemon ended by itself: exit code {await daemon.wait()}")
 
 
 @asynccontextmanager

@@ -149,7 +149,10 @@ class Auth:
         return JSONResponse(self._session(request, user, session, next_token, "token_refresh"))
 
     async def _open_session(self, request: Request, user: asyncpg.Record, method: str) -> Response:
-        signed_in, session, refresh_token = await self._users.sign_in(user["id"])
+        opened = await self._users.sign_in(user["id"])
+        if opened is None:  # deleted in the meantime
+            raise AuthError(400, "invalid_credentials", "Invalid login credentials")
+        signed_in, session, refresh_token = opened
         return JSONResponse(self._session(request, signed_in, session, refresh_token, method))
 
     def _session(

@@ -138,7 +138,8 @@ class Postgres:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PostgresError(
-                f"{self.directory} is in use by another local stack: stop that, or give another --data-dir"
+                f"{self.directory} is in use by another local stack: stop that one, or give another "
+                "--data-dir"
             ) from error
         password = self.directory / "password"
         if not password.exists():

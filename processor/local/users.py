@@ -83,7 +83,7 @@ class Users:
         user_metadata: Mapping[str, Any] | None = None,
         app_metadata: Mapping[str, Any] | None = None,
     ) -> asyncpg.Record | None:
-        """Change what is given; metadata is merged, and a null removes its key. None when there is no such user.
+        """Change what is given; metadata is merged, a null removes its key. None when there is no such user.
 
         Raises:
             EmailTakenError: another user has this address.
@@ -138,12 +138,14 @@ class Users:
         matches = await _matches(password, stored)
         return row if row is not None and row["encrypted_password"] is not None and matches else None
 
-    async def sign_in(self, user_id: UUID) -> tuple[asyncpg.Record, UUID, str]:
-        """Open a session; return the user, the session's id and its first refresh token."""
+    async def sign_in(self, user_id: UUID) -> tuple[asyncpg.Record, UUID, str] | None:
+        """Open a session; return user, session id and first refresh token; None without such a user."""
         async with self._pool.acquire() as connection, connection.transaction():
             user = await connection.fetchrow(
                 "update auth.users set last_sign_in_at = now() where id = $1 returning *", user_id
             )
+            if user is None:
+                return None
             session = await connection.fetchval(
                 "insert into auth.sessions (user_id) values ($1) returning id", user_id
             )
@@ -164,12 +166,11 @@ class Users:
                     "returning session_id",
                     token,
                 )
-                if session is not None:
-                    user = await connection.fetchrow(
-                        "select u.* from auth.users as u join auth.sessions as s on s.user_id = u.id "
-                        "where s.id = $1",
-                        session,
-                    )
+                user = await connection.fetchrow(
+                    "select * from auth.users where id = (select user_id from auth.sessions where id = $1)",
+                    session,
+                )
+                if user is not None:
                     return user, session, await _new_refresh_token(connection, session)
             # the session stays, so that a second attempt is told the same; none of its tokens works any more
             used = await connection.execute(
@@ -184,7 +185,7 @@ class Users:
         return bool(await self._pool.fetchval("select true from auth.sessions where id = $1", session_id))
 
     async def sign_out(self, user_id: UUID, session_id: UUID | None, scope: str) -> None:
-        """End the user's sessions: this one (``local``), all but this one (``others``) or all (``global``)."""
+        """End the user's sessions: this one (``local``), all others (``others``) or all (``global``)."""
         await self._pool.execute(
             """
             delete from auth.sessions
