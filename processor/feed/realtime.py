@@ -257,7 +257,8 @@ class Incarnation:
                 push.receive(RealtimeAcknowledgementStatus.Error, refuse)
                 await _first_of(acknowledged, self._ended)
         except TimeoutError:
-            self.end("ack_timeout", f"no acknowledgement within {self._timings.ack_timeout:g} s")
+            if not acknowledged.done():
+                self.end("ack_timeout", f"no acknowledgement within {self._timings.ack_timeout:g} s")
 
     async def _discard(self) -> None:
         """Leave nothing behind: no timer, no task, no socket, whatever state the client is in."""

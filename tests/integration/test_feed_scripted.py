@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -262,6 +263,31 @@ async def test_bindings_that_the_server_confuses_end_the_incarnation(phoenix: Ph
         await watched.until(lambda: watched.feed.status.incarnations > 1)
         assert watched.last_cause == "join_refused"
         assert "mode:realtime" not in watched.said
+
+
+async def test_the_judgement_finds_an_incarnation_that_only_looks_alive(phoenix: Phoenix):
+    async with ObservedFeed(phoenix.url, timings=replace(FAST, probe_interval=60)) as watched:
+        await watched.live()
+        assert watched.feed._incarnation
+        watched.feed._incarnation._heard_at -= 1000  # as if its probes had stopped long ago
+        await watched.said_more("mode:polling")
+        assert watched.last_cause == "stuck"
+        await watched.said_more("mode:realtime", than=1)
+
+
+async def test_a_process_too_slow_to_see_the_word_in_time_does_not_throw_it_away(phoenix: Phoenix):
+    watched = ObservedFeed(phoenix.url)
+    prompt = watched._on_wake
+
+    def slow(reason: str) -> None:
+        if reason == "sweep":
+            time.sleep(FAST.join_timeout * 1.2)  # the word is here, and so is the deadline
+        prompt(reason)
+
+    watched.feed._wake_worker = slow  # type: ignore[assignment]  # any callable will do
+    async with watched:
+        await phoenix.until(lambda p: p.probes > 1)
+        assert watched.feed.status.incarnations == 1
 
 
 # -- the echo -------------------------------------------------------------------------------------
