@@ -1,0 +1,239 @@
+"""The registry that users import: handlers, each with the name and the price of what it does."""
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+
+from processor.context import JobContext
+from processor.errors import UsageError
+from processor.retry import Classifier
+
+Function = Callable[[JobContext[Any]], Awaitable[Any]]
+F = typing.TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+_QUEUE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+MAX_ITEMS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One declared handler."""
+
+    kind: str
+    function: Function
+    queue: str
+    payload: TypeAdapter[Any]
+    payload_schema: dict[str, Any]
+    credits_per_job: int
+    credits_per_item: int
+    public: bool
+    max_items: int | None
+    item_concurrency: int | None
+    timeout: float | None
+    description: str | None
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what the database is told about it."""
+        return {
+            "kind": self.kind,
+            "queue": self.queue,
+            "public": self.public,
+            "credits_per_job": self.credits_per_job,
+            "credits_per_item": self.credits_per_item,
+            "payload_schema": self.payload_schema,
+            "max_items": self.max_items,
+            "description": self.description,
+        }
+
+
+class Processor:
+    """The handlers of an application.
+
+    ::
+
+        app = Processor()
+
+        @app.job("translate_card", queue="translation", credits_per_item=2, public=True)
+        async def translate(job: JobContext[Card]) -> dict: ...
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self._classifier = Classifier()
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by kind."""
+        return self._handlers
+
+    @property
+    def classifier(self) -> Classifier:
+        """What exceptions mean to this application."""
+        return self._classifier
+
+    def error(
+        self,
+        error: type[BaseException],
+        code: str,
+        *,
+        retryable: bool | None = None,
+        retry_after: Callable[[BaseException], float | None] | None = None,
+    ) -> Self:
+        """Give an exception type a code of its own, and say whether trying again may help.
+
+        ``retry_after`` may read the seconds to wait from the exception.
+        """
+        self._classifier.add(error, code, retryable=retryable, retry_after=retry_after)
+        return self
+
+    def job(
+        self,
+        kind: str,
+        *,
+        queue: str = "default",
+        credits_per_job: int = 0,
+        credits_per_item: int = 0,
+        public: bool = False,
+        max_items: int | None = None,
+        item_concurrency: int | None = None,
+        timeout: float | None = None,
+        description: str | None = None,
+    ) -> Callable[[F], F]:
+        """Declare the handler of a kind of job.
+
+        ``public`` lets signed-in users create such jobs. Credits are what a job, and each of its items,
+        costs its owner. ``timeout`` is in seconds and limits one attempt, beside the queue's own.
+        ``description`` defaults to the first line of the docstring.
+
+        Raises :class:`UsageError` where the declaration cannot work.
+        """
+        if not isinstance(kind, str):
+            raise UsageError('Write @app.job("name_of_the_job"), with the name in parentheses.')
+        if not _KIND.fullmatch(kind):
+            raise UsageError(
+                _bad_name("kind", kind, "1 to 100 characters of A-Z, a-z, 0-9, _ . : and -", _KIND)
+            )
+        if not _QUEUE.fullmatch(queue):
+            raise UsageError(_bad_name("queue", queue, "1 to 63 characters of a-z, 0-9, _ . and -", _QUEUE))
+        for name, credits in (("credits_per_job", credits_per_job), ("credits_per_item", credits_per_item)):
+            if isinstance(credits, bool) or not isinstance(credits, int) or credits < 0:
+                raise UsageError(f"{name}={credits!r} of {kind!r}: credits are whole numbers, 0 or more.")
+        if credits_per_job and credits_per_item:
+            raise UsageError(f"{kind!r} has two prices: give credits_per_job or credits_per_item, not both.")
+        for name, count, most in (
+            ("max_items", max_items, MAX_ITEMS),
+            ("item_concurrency", item_concurrency, 1000),
+        ):
+            if count is not None and not 1 <= count <= most:
+                raise UsageError(f"{name}={count!r} of {kind!r} must be from 1 to {most}.")
+        if timeout is not None and timeout <= 0:
+            raise UsageError(f"timeout={timeout!r} of {kind!r} must be more than 0 seconds.")
+
+        def declare(function: F) -> F:
+            if kind in self._handlers:
+                other = self._handlers[kind].function
+                raise UsageError(
+                    f"Two handlers for {kind!r}: {_where(other)} and {_where(function)}. Give one another kind."
+                )
+            payload = _payload_adapter(kind, function)
+            self._handlers[kind] = Handler(
+                kind=kind,
+                function=function,
+                queue=queue,
+                payload=payload,
+                payload_schema=_schema(kind, payload),
+                credits_per_job=credits_per_job,
+                credits_per_item=credits_per_item,
+                public=public,
+                max_items=max_items,
+                item_concurrency=item_concurrency,
+                timeout=timeout,
+                description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
+            )
+            return function
+
+        return declare
+
+
+def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+    """Return `` Did you mean …?`` for a near miss, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _bad_name(what: str, name: str, rule: str, pattern: re.Pattern[str]) -> str:
+    suggestion = re.sub(r"[^a-z0-9_.-]+", "_", name.strip().lower())[:63].strip("_.-")
+    near = f" Did you mean {suggestion!r}?" if pattern.fullmatch(suggestion) else ""
+    return f"The {what} {name!r} must be {rule}.{near}"
+
+
+def _payload_adapter(kind: str, function: Callable[..., Any]) -> TypeAdapter[Any]:
+    """Find the payload's type in the handler's annotation."""
+    where = _where(function)
+    if not inspect.iscoroutinefunction(function):
+        raise UsageError(f"The handler of {kind!r}, {where}, must be `async def`.")
+    parameters = list(inspect.signature(function).parameters.values())
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
+    ]
+    if not parameters or len(required) > 1 or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise UsageError(
+            f"The handler of {kind!r}, {where}, must take one argument: (job: JobContext[Payload])."
+        )
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise UsageError(
+            f"The annotations of {where} name something that cannot be found: {error}. "
+            "Define the payload's type at the top level of the module."
+        ) from error
+    annotation = hints.get(parameters[0].name, JobContext)
+    if annotation is JobContext:
+        return TypeAdapter(dict[str, Any])
+    if typing.get_origin(annotation) is not JobContext:
+        raise UsageError(
+            f"The handler of {kind!r}, {where}, takes {_name(annotation)}; "
+            f"write `{parameters[0].name}: JobContext[{_name(annotation)}]`: "
+            "the payload is then `job.payload`."
+        )
+    payload = typing.get_args(annotation)[0]
+    if isinstance(payload, typing.TypeVar) or payload is Any:
+        return TypeAdapter(dict[str, Any])
+    if payload in {str, int, float, bool, list, tuple, set, bytes} or typing.get_origin(payload) in {
+        list,
+        tuple,
+        set,
+    }:
+        raise UsageError(
+            f"JobContext[{_name(payload)}] of {where}: a payload is a JSON object, so its type must be "
+            "a pydantic model, a dataclass, a TypedDict or a dict."
+        )
+    try:
+        return TypeAdapter(payload)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise UsageError(
+            f"JobContext[{_name(payload)}] of {where} cannot be validated: {error}. "
+            "Use a pydantic model, a dataclass, a TypedDict or a dict."
+        ) from error
+
+
+def _schema(kind: str, payload: TypeAdapter[Any]) -> dict[str, Any]:
+    try:
+        return payload.json_schema()
+    except PydanticUserError as error:
+        raise UsageError(f"The payload of {kind!r} has no JSON Schema: {error}") from error
+
+
+def _where(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

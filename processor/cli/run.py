@@ -1,0 +1,79 @@
+"""``processor run``: the daemon."""
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from processor import config, log
+from processor.app import Processor, did_you_mean
+from processor.daemon import Daemon
+from processor.errors import ApiError, ConfigError, UsageError
+
+
+def run(
+    target: Annotated[
+        str, typer.Argument(help="module:app, as in examples.translation.app:app", show_default=False)
+    ],
+    queue: Annotated[
+        list[str] | None, typer.Option(help="work on this queue only; repeat it for more", show_default=False)
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="jobs at the same time", show_default=False)] = None,
+) -> None:
+    """Run the daemon of an application, until SIGTERM or Ctrl-C."""
+    try:
+        settings = config.load(queues=tuple(queue) if queue else None, slots=slots)
+        log.set_up(settings.log_level, settings.log_format, settings.secrets)
+        app = load_app(target)
+        code = asyncio.run(_run(app, settings))
+    except (ConfigError, UsageError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except ApiError as error:
+        typer.echo(_several_lines(error), err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)
+
+
+async def _run(app: Processor, settings: config.Settings) -> int:
+    return await Daemon(app, settings).run()
+
+
+def load_app(target: str) -> Processor:
+    """Import ``module:attribute``, with the working directory on the path.
+
+    Raises :class:`UsageError` if it is not a :class:`Processor`; what the module itself raises passes.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not module_name or not attribute:
+        raise UsageError(f"{target!r} must name a module and an attribute in it, like jobs:app.")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        near = did_you_mean(module_name, (path.stem for path in Path.cwd().glob("*.py")))
+        raise UsageError(
+            f"There is no module {module_name!r} in {here} or on the Python path.{near}"
+        ) from None
+    apps = [name for name, value in vars(module).items() if isinstance(value, Processor)]
+    found = getattr(module, attribute, None)
+    if found is None:
+        near = did_you_mean(attribute, apps) or (f" It has {', '.join(apps)}." if apps else "")
+        raise UsageError(f"{module_name} has no {attribute!r}.{near}")
+    if not isinstance(found, Processor):
+        raise UsageError(
+            f"{target} is a {type(found).__name__}, not a Processor."
+            + (f" Did you mean {module_name}:{apps[0]}?" if apps else " Write `app = Processor()`.")
+        )
+    return found
+
+
+def _several_lines(error: ApiError) -> str:
+    lines = [f"{error.message} ({error.code})" if error.code else error.message]
+    return "\n".join(lines + [text for text in (error.detail, error.hint) if text])

@@ -1,0 +1,186 @@
+"""What a handler holds while it runs: the job, its items, and the lines back to the daemon."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from processor.job import Cancel, Failure, Item, ItemOutcome, Job, Snooze
+from processor.jsonb import to_jsonb
+from processor.log import JobLog
+
+if TYPE_CHECKING:
+    from supabase import AsyncClient
+
+P = TypeVar("P")
+
+
+class Desk(Protocol):
+    """What a context needs from whoever runs the job."""
+
+    @property
+    def supabase(self) -> "AsyncClient":
+        """A client for the application's own tables, storage and functions."""
+
+    def progress(self, job: Job, fraction: float, message: str | None) -> None:
+        """Note the job's progress; the latest of a moment is written."""
+
+    def item_progress(self, job: Job, key: str, fraction: float) -> None:
+        """Note an item's progress."""
+
+    def log(self, job: Job, level: str, message: str, fields: dict[str, Any]) -> None:
+        """Keep a line for the job's owner."""
+
+    def classify(self, error: BaseException) -> Failure:
+        """Say what an exception means."""
+
+    async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
+        """Make an item's outcome durable; returns why it was refused, if it was."""
+
+
+class JobItem(Generic[P]):
+    """One unfinished item: a language, a file, a chunk."""
+
+    def __init__(self, job: "JobContext[P]", item: Item, desk: Desk) -> None:
+        self.job = job
+        self.key = item.key
+        self.payload = item.payload
+        self.attempts = item.attempts
+        self._desk = desk
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Report ``done`` of ``total``, or a fraction from 0 to 1."""
+        self._desk.item_progress(self.job._job, self.key, fraction(done, total))  # noqa: SLF001 - one room
+
+    def __repr__(self) -> str:
+        return f"JobItem({self.key!r}, attempts={self.attempts})"
+
+
+class JobContext(Generic[P]):
+    """The job as its handler sees it.
+
+    Annotate the handler's parameter as ``JobContext[Card]`` and ``payload`` is a validated ``Card``.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        payload: P,
+        desk: Desk,
+        *,
+        logger: Any,
+        item_concurrency: int = 3,
+        deadline: datetime | None = None,
+    ) -> None:
+        self.payload: P = payload
+        self.cancelled = asyncio.Event()
+        """Set when somebody wants the handler to stop; it gets a CancelledError at the same moment."""
+        self.deadline = deadline
+        """When the handler will be stopped, if it has a timeout."""
+        self.log = JobLog(logger, lambda level, message, fields: desk.log(job, level, message, fields))
+        self.items: tuple[JobItem[P], ...] = tuple(JobItem(self, item, desk) for item in job.items)
+        """The items that are not done yet."""
+        self._job = job
+        self._desk = desk
+        self._item_concurrency = item_concurrency
+
+    @property
+    def id(self) -> UUID:
+        """The job's id: stable over attempts, so good as an idempotency key for upstreams."""
+        return self._job.id
+
+    @property
+    def kind(self) -> str:
+        """The job's kind."""
+        return self._job.kind
+
+    @property
+    def queue(self) -> str:
+        """The queue it came from."""
+        return self._job.queue
+
+    @property
+    def owner_id(self) -> UUID | None:
+        """The user whose job it is; None for jobs of the application itself."""
+        return self._job.owner_id
+
+    @property
+    def attempt(self) -> int:
+        """How many times the job has been claimed, this time included."""
+        return self._job.attempt
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The job's tags."""
+        return self._job.tags or ()
+
+    @property
+    def supabase(self) -> "AsyncClient":
+        """A ready client with the worker's rights, shared by all jobs: RLS does not limit it."""
+        return self._desk.supabase
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Report ``done`` of ``total``, or a fraction from 0 to 1; call it as often as you like."""
+        self._desk.progress(self._job, fraction(done, total), message)
+
+    async def each(
+        self, function: Callable[[JobItem[P]], Awaitable[Any]], *, concurrency: int | None = None
+    ) -> dict[str, Any]:
+        """Run ``function(item)`` for every unfinished item, ``concurrency`` at a time.
+
+        Each finished item is a checkpoint: its result is stored and its credits are captured, and no
+        later attempt runs it again. A failing item stops no other. Returns key → result of the items
+        completed now; what failed, and whether to try again, is decided when the job is settled.
+        :class:`Snooze` and :class:`Cancel` end the whole job.
+        """
+        limit = asyncio.Semaphore(concurrency or self._item_concurrency)
+        done: dict[str, Any] = {}
+
+        async def run(item: JobItem[P]) -> None:
+            async with limit:
+                outcome = await self._attempt(function, item)
+                if await self._desk.finish_item(self._job, outcome) is None and outcome.failure is None:
+                    done[item.key] = outcome.result
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for item in self.items:
+                    group.create_task(run(item), name=f"item:{self._job.id}:{item.key}")
+        except* (Snooze, Cancel) as decisions:
+            decision = decisions.exceptions[0]
+        else:
+            return {item.key: done[item.key] for item in self.items if item.key in done}
+        raise decision
+
+    async def _attempt(
+        self, function: Callable[[JobItem[P]], Awaitable[Any]], item: JobItem[P]
+    ) -> ItemOutcome:
+        try:
+            result = await function(item)
+        except (Snooze, Cancel):
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
+            failure = self._desk.classify(error)
+            self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
+            return ItemOutcome(item.key, failure=failure)
+        try:
+            return ItemOutcome(item.key, result=to_jsonb(result))
+        except ValueError as error:
+            return ItemOutcome(item.key, failure=invalid_result(f"the result of item {item.key!r}", error))
+
+
+def fraction(done: float, total: float | None) -> float:
+    """Turn ``done`` of ``total`` into 0..1; raises ``ValueError`` where that makes no sense."""
+    if total is None:
+        if not 0 <= done <= 1:
+            raise ValueError(f"progress({done!r}): give a fraction from 0 to 1, or the total as well.")
+        return float(done)
+    if total < 0 or not 0 <= done <= total:
+        raise ValueError(f"progress({done!r}, {total!r}): done must be from 0 to the total.")
+    return done / total if total else 1.0
+
+
+def invalid_result(what: str, error: ValueError) -> Failure:
+    """Describe a result that cannot be stored."""
+    return Failure("INVALID_RESULT", f"{what} cannot be stored: {error}", retryable=False)

@@ -1,0 +1,167 @@
+"""The worker's right to hold jobs: renewed by heartbeats, and given up before it ends.
+
+The lease is counted from the moment a heartbeat was *sent*, so this process believes it to be over
+no later than the database does. If heartbeats have failed until it is about to end, the handlers are
+stopped here before anyone else may start them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from processor.errors import ApiError, WorkerUnknown
+from processor.executor import Stop
+from processor.rpc import Attempt, Heartbeat, Rpc
+from processor.worker import Worker
+
+_BEATS = 3
+"""Heartbeats in the time of one lease: two may fail."""
+
+log = structlog.get_logger("processor.lease")
+
+
+class Lease:
+    """Beats, and passes on what the database answers.
+
+    ``feed_mode`` says how the worker learns of jobs; ``on_beat`` hears the server's time of every
+    heartbeat, which comes back through the feed; ``register`` makes the server know this worker again.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        worker_id: UUID,
+        worker: Worker,
+        *,
+        seconds: float,
+        feed_mode: Callable[[], str],
+        on_beat: Callable[[datetime], None],
+        register: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._rpc = rpc
+        self._id = worker_id
+        self._worker = worker
+        self._seconds = seconds
+        self._feed_mode = feed_mode
+        self._on_beat = on_beat
+        self._register = register
+        self._ends = 0.0
+        self._nudged = asyncio.Event()
+        self._renewed = asyncio.Event()
+        self._inbox = 0
+        self.fenced = False
+        """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
+
+    def begin(self, ends_in: float, *, sent: float) -> None:
+        """Start from a registration that was sent at ``sent`` of the loop's clock."""
+        self._ends = sent + ends_in
+        self._renewed.set()
+
+    def nudge(self) -> None:
+        """Beat now: there may be something to learn."""
+        self._nudged.set()
+
+    def on_worker_row(self, row: dict[str, object]) -> None:
+        """Beat now if somebody has put something into this worker's inbox."""
+        inbox = row.get("inbox")
+        if isinstance(inbox, int) and inbox > self._inbox:
+            self.nudge()
+
+    async def beat_forever(self) -> None:
+        """Send heartbeats until cancelled."""
+        interval = self._seconds / _BEATS
+        while True:
+            pause = interval
+            try:
+                async with asyncio.timeout(interval):
+                    await self._beat()
+            except WorkerUnknown:
+                log.warning("lease.unknown_worker", reason="the server has forgotten this worker")
+                pause = await self._register_again()
+            except (ApiError, TimeoutError) as error:
+                log.warning("lease.heartbeat_failed", error=str(error) or "no answer in time")
+                pause = min(interval, 1.0)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._nudged.wait()
+            except TimeoutError:
+                continue
+
+    async def fence_forever(self) -> None:
+        """Stop the handlers whenever the lease is about to end without having been renewed."""
+        loop = asyncio.get_running_loop()
+        margin = max(self._seconds * 0.1, 0.3)
+        while True:
+            self._renewed.clear()
+            left = self._ends - margin - loop.time()
+            if left <= 0 and not self.fenced:
+                self.fenced = True
+                log.error(
+                    "lease.fenced", running=len(self._worker.running), reason="no heartbeat got through"
+                )
+                self._worker.pause("lease")
+                self._worker.stop_all(Stop.LOST)
+            try:
+                async with asyncio.timeout(None if self.fenced else left):
+                    await self._renewed.wait()
+            except TimeoutError:
+                continue
+
+    async def _register_again(self) -> float:
+        try:
+            await self._register()
+        except ApiError as error:
+            log.warning("lease.registration_failed", error=str(error))
+            return 1.0
+        return 0.0
+
+    async def _beat(self) -> None:
+        self._nudged.clear()
+        loop = asyncio.get_running_loop()
+        held = self._worker.running
+        sent = loop.time()
+        answer = await self._rpc.heartbeat_worker(
+            self._id, running=[job.id for job in held], feed=self._feed_mode()
+        )
+        received = loop.time()
+        self._on_beat(answer.heartbeat_at)
+        self._renew(answer, sent)
+        self._inbox = max(self._inbox, answer.inbox)
+        if answer.rescued:
+            log.warning("lease.rescued", jobs=answer.rescued)
+        if answer.draining:
+            self._worker.pause("drain")
+        else:
+            self._worker.resume("drain")
+        self._worker.cancel(answer.cancel)
+        self._lose(answer, held)
+        await self._give_back(answer, sent)
+        self._worker.due(answer.next_due_at, answer.now, sent=sent, received=received)
+
+    def _renew(self, answer: Heartbeat, sent: float) -> None:
+        self._ends = sent + (answer.lease_expires_at - answer.now).total_seconds()
+        if self.fenced:
+            self.fenced = False
+            log.info("lease.renewed")
+            self._worker.resume("lease")
+        self._renewed.set()
+
+    def _lose(self, answer: Heartbeat, held: tuple[Attempt, ...]) -> None:
+        """Stop what is no longer ours; what was claimed again since the heartbeat has another attempt."""
+        lost = set(answer.lost)
+        for job in held:
+            if job.id in lost:
+                self._worker.lose(job.id, job.attempt)
+
+    async def _give_back(self, answer: Heartbeat, sent: float) -> None:
+        """Release what the server believes to run here, unless a claim that says so is on its way."""
+        if not answer.unknown or self._worker.claims_since(sent):
+            return
+        held = {job.id for job in self._worker.running}
+        forgotten = [job for job in answer.unknown if job.id not in held]
+        if forgotten:
+            log.warning("lease.forgotten_jobs", jobs=[str(job.id) for job in forgotten])
+            await self._rpc.release_jobs(self._id, forgotten)

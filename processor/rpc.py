@@ -1,0 +1,322 @@
+"""The only caller of the SQL functions: one typed method each, over PostgREST.
+
+Every function is safe to repeat, so transport errors are repeated here, with full jitter. What the
+API refuses becomes the error of :mod:`processor.errors` that says so.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
+
+import httpx
+import structlog
+from postgrest import AsyncPostgrestClient
+from postgrest.exceptions import APIError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from processor.errors import (
+    SQLSTATES,
+    ApiError,
+    ApiUnreachable,
+    AuthFailed,
+    SchemaMismatch,
+    SchemaMissing,
+)
+from processor.job import ItemOutcome, Job, Outcome
+
+SCHEMA_VERSION = 1
+"""The version of ``sql/`` that this package speaks."""
+
+_TIMEOUT = httpx.Timeout(30, connect=10)
+# longer than the heartbeat's interval: the heartbeat keeps one connection warm for the next claim
+_LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=5, keepalive_expiry=60)
+
+log = structlog.get_logger("processor.rpc")
+
+T = TypeVar("T")
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Attempt(_Wire):
+    """A job in one of its attempts: what every write about it is fenced by."""
+
+    id: UUID
+    attempt: int
+
+
+class Registration(_Wire):
+    """The answer to register_worker."""
+
+    now: datetime
+    lease_expires_at: datetime
+    schema_version: int
+
+
+class Heartbeat(_Wire):
+    """The answer to heartbeat_worker."""
+
+    now: datetime
+    heartbeat_at: datetime
+    lease_expires_at: datetime
+    next_due_at: datetime | None
+    cancel: tuple[UUID, ...] = ()
+    lost: tuple[UUID, ...] = ()
+    unknown: tuple[Attempt, ...] = ()
+    rescued: int = 0
+    draining: bool = False
+    inbox: int = 0
+
+
+class Claim(_Wire):
+    """The answer to claim_jobs."""
+
+    now: datetime
+    next_due_at: datetime | None
+    jobs: tuple[Job, ...]
+
+
+class ProgressAnswer(_Wire):
+    """The answer to report_progress."""
+
+    stale: tuple[UUID, ...] = ()
+    cancel: tuple[UUID, ...] = ()
+
+
+class Settled(_Wire):
+    """What the database made of one reported outcome."""
+
+    id: UUID
+    stale: bool
+    status: str | None = None
+    run_at: datetime | None = None
+    error: str | None = None
+
+
+class ItemsAnswer(_Wire):
+    """The answer to finish_items."""
+
+    results: tuple[Settled, ...]
+    cancel: tuple[UUID, ...] = ()
+
+
+_REGISTRATION = TypeAdapter(Registration)
+_HEARTBEAT = TypeAdapter(Heartbeat)
+_CLAIM = TypeAdapter(Claim)
+_PROGRESS = TypeAdapter(ProgressAnswer)
+_ITEMS = TypeAdapter(ItemsAnswer)
+_SETTLED = TypeAdapter(tuple[Settled, ...])
+
+
+class Rpc:
+    """A connection to one project, with the rights of ``key``.
+
+    ``patience`` is how long, in seconds, a call is repeated while the API cannot be reached.
+    """
+
+    def __init__(self, url: str, key: str, *, api_key: str | None = None, patience: float = 10.0) -> None:
+        self.url = url
+        self.calls: Counter[str] = Counter()
+        """Requests sent so far, by function."""
+        self._patience = patience
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, http2=False)
+        self._client = AsyncPostgrestClient(
+            f"{url}/rest/v1",
+            headers={"apikey": api_key or key, "Authorization": f"Bearer {key}"},
+            http_client=self._http,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def register_worker(self, worker: dict[str, Any]) -> Registration:
+        """Announce this worker and its kinds; also after the server has forgotten it."""
+        answer = await self._call("register_worker", {"worker": {**worker, "schema_version": SCHEMA_VERSION}})
+        return _parse(_REGISTRATION, "register_worker", answer)
+
+    async def heartbeat_worker(self, worker_id: UUID, *, running: Iterable[UUID], feed: str) -> Heartbeat:
+        """Renew the lease; learn what to cancel, what is lost, and when to claim."""
+        ids = [str(job_id) for job_id in running]
+        answer = await self._call(
+            "heartbeat_worker", {"worker_id": str(worker_id), "running": ids, "feed": feed}
+        )
+        return _parse(_HEARTBEAT, "heartbeat_worker", answer)
+
+    async def claim_jobs(
+        self, worker_id: UUID, request_id: UUID, *, queues: Sequence[str], limit: int
+    ) -> Claim:
+        """Take up to ``limit`` jobs; the same ``request_id`` again returns the same ones."""
+        arguments = {
+            "worker_id": str(worker_id),
+            "request_id": str(request_id),
+            "queues": list(queues),
+            "limit": limit,
+        }
+        return _parse(_CLAIM, "claim_jobs", await self._call("claim_jobs", arguments))
+
+    async def report_progress(self, worker_id: UUID, reports: list[dict[str, Any]]) -> ProgressAnswer:
+        """Write the latest progress of jobs and items."""
+        answer = await self._call("report_progress", {"worker_id": str(worker_id), "reports": reports})
+        return _parse(_PROGRESS, "report_progress", answer)
+
+    async def append_job_logs(self, worker_id: UUID, logs: list[dict[str, Any]]) -> None:
+        """Keep log lines for the jobs' owners."""
+        await self._call("append_job_logs", {"worker_id": str(worker_id), "logs": logs})
+
+    async def finish_items(
+        self, worker_id: UUID, results: Sequence[tuple[Attempt, Sequence[ItemOutcome]]]
+    ) -> ItemsAnswer:
+        """Make outcomes of items durable, credits included."""
+        wire = [
+            {"id": str(job.id), "attempt": job.attempt, "items": [_item(outcome) for outcome in outcomes]}
+            for job, outcomes in results
+        ]
+        answer = await self._call("finish_items", {"worker_id": str(worker_id), "results": wire})
+        return _parse(_ITEMS, "finish_items", answer)
+
+    async def finish_jobs(
+        self, worker_id: UUID, results: Sequence[tuple[Attempt, Outcome]]
+    ) -> tuple[Settled, ...]:
+        """End attempts; the answers come in the order given."""
+        wire = [{"id": str(job.id), "attempt": job.attempt, **_outcome(outcome)} for job, outcome in results]
+        answer = await self._call("finish_jobs", {"worker_id": str(worker_id), "results": wire})
+        return _parse(_SETTLED, "finish_jobs", answer)
+
+    async def release_jobs(self, worker_id: UUID, jobs: Iterable[Attempt]) -> tuple[Settled, ...]:
+        """Give jobs back at once, without costing an attempt."""
+        wire = [{"id": str(job.id), "attempt": job.attempt} for job in jobs]
+        answer = await self._call("release_jobs", {"worker_id": str(worker_id), "jobs": wire})
+        return _parse(_SETTLED, "release_jobs", answer)
+
+    async def deregister_worker(self, worker_id: UUID) -> None:
+        """Leave; whatever is still held goes back."""
+        await self._call("deregister_worker", {"worker_id": str(worker_id)})
+
+    async def _call(self, function: str, arguments: dict[str, Any]) -> Any:
+        def note(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            log.warning("rpc.repeated", function=function, attempt=state.attempt_number, error=str(error))
+
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ApiUnreachable),
+            wait=wait_random_exponential(multiplier=0.2, max=3),
+            stop=stop_after_delay(self._patience),
+            before_sleep=note,
+            reraise=True,
+        ):
+            with attempt:
+                return await self._once(function, arguments)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _once(self, function: str, arguments: dict[str, Any]) -> Any:
+        self.calls[function] += 1
+        try:
+            return (await self._client.rpc(function, arguments).execute()).data
+        except APIError as error:
+            _refused(self.url, function, error)
+        except (TimeoutError, httpx.TransportError, httpx.InvalidURL) as error:
+            text = str(error) or type(error).__name__
+            raise ApiUnreachable(
+                f"No answer from {self.url}: {text}", hint="Check SUPABASE_URL and the network."
+            ) from error
+
+
+# the database or a proxy before it is away for the moment; 57014 is a statement that took too long
+_AWAY = (
+    "PGRST000",
+    "PGRST001",
+    "PGRST002",
+    "PGRST003",
+    "429",
+    "500",
+    "502",
+    "503",
+    "504",
+    "520",
+    "522",
+    "523",
+    "524",
+)
+_TRANSIENT = ("08", "53", "57P", "57014", "40001", "40P01")
+
+
+def _refused(url: str, function: str, error: APIError) -> NoReturn:
+    """Raise what the API's refusal means."""
+    code = error.code or ""
+    message = error.message or "the API gave no reason"
+    detail = str(error.details) if error.details and code.startswith(("JQ", "PT")) else None
+    if code in SQLSTATES:
+        raise SQLSTATES[code](message, code=code, detail=detail, hint=error.hint) from error
+    if code in {"PGRST301", "PGRST302", "PGRST303", "401", "403", "42501"} or "api key" in message.lower():
+        raise AuthFailed(
+            f"{url} refused the key: {message}",
+            code=code or None,
+            hint="Check SUPABASE_SERVICE_ROLE_KEY: it must be this project's service_role (or secret) key, not expired.",
+        ) from error
+    if code in {"PGRST202", "42883"}:
+        raise SchemaMissing(
+            f"{url} has no function {function}",
+            code=code,
+            hint="Install the schema: processor schema apply --database-url postgresql://… "
+            "or paste the output of `processor schema print` into the SQL editor.",
+        ) from error
+    if code in _AWAY or code.startswith(_TRANSIENT):
+        raise ApiUnreachable(
+            f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
+        ) from error
+    if code in {"404", "405"}:
+        raise ApiUnreachable(
+            f"{url} is not the address of a Supabase project: it answered {code}",
+            hint="Check SUPABASE_URL: it must look like https://abcdefgh.supabase.co",
+        ) from error
+    raise ApiError(f"{function}: {message}", code=code or None, detail=detail, hint=error.hint) from error
+
+
+def _parse(shape: TypeAdapter[T], function: str, answer: Any) -> T:
+    """Read an answer as ``shape``; an answer of another shape means another schema."""
+    try:
+        return shape.validate_python(answer)
+    except ValidationError as error:
+        raise SchemaMismatch(
+            f"{function} answered in a way this package does not know: {error.errors(include_url=False)[:3]}",
+            hint="Run `processor schema apply` with this version of the package.",
+        ) from error
+
+
+def _item(outcome: ItemOutcome) -> dict[str, Any]:
+    if outcome.failure is None:
+        return {"key": outcome.key, "status": "completed", "result": outcome.result}
+    return {
+        "key": outcome.key,
+        "status": "failed",
+        "error_code": outcome.failure.code,
+        "error_message": outcome.failure.message,
+        "error_retryable": outcome.failure.retryable,
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    wire: dict[str, Any] = {"outcome": outcome.kind, "result": outcome.result}
+    if outcome.failure is not None:
+        wire |= {
+            "error_code": outcome.failure.code,
+            "error_message": outcome.failure.message,
+            "error_retryable": outcome.failure.retryable,
+        }
+    if outcome.delay is not None:
+        wire["delay_seconds"] = outcome.delay
+    if outcome.message is not None:
+        wire["message"] = outcome.message
+    return wire

@@ -1,0 +1,50 @@
+"""Owner of background tasks: each has a name, and none dies unheard."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger("processor")
+
+
+class Background:
+    """Runs loops that should never end by themselves.
+
+    One that does, by error or by return, is logged and sets ``failed``: whoever waits for that
+    decides, which in the daemon means to stop and let the supervisor start a fresh one.
+    """
+
+    def __init__(self) -> None:
+        self.failed = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The names of loops that ended by themselves."""
+        return tuple(name for name, task in self._tasks.items() if task.done())
+
+    def start(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        """Run ``loop`` as a task called ``name``."""
+        task = asyncio.create_task(loop, name=name)
+        self._tasks[name] = task
+        task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Cancel all loops and wait for them; a second call does nothing."""
+        self._stopping = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._tasks.clear()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None and self._stopping:
+            return
+        log.critical("daemon.task_died", task=task.get_name(), exc_info=error)
+        self.failed.set()

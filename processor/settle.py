@@ -1,0 +1,152 @@
+"""Group commit of outcomes: while one call is on its way, later outcomes gather for the next.
+
+Items go before jobs, so a job is never ended before what it did is known. An outcome handed in is
+kept until the API has taken or refused it, even when whoever waits for it is cancelled; the fence
+(worker, attempt) makes repeating and lateness harmless.
+"""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import structlog
+
+from processor.errors import ApiError, ApiUnreachable, AuthFailed, WorkerUnknown
+from processor.job import ItemOutcome, Outcome
+from processor.rpc import Attempt, Rpc, Settled
+
+_BATCH = 100
+_LONGEST_PAUSE = 5.0
+
+log = structlog.get_logger("processor.settle")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry(Generic[T]):
+    """One outcome and the future of whoever waits for it."""
+
+    job: Attempt
+    outcome: T
+    answer: asyncio.Future[Settled]
+
+
+class Settler:
+    """Makes outcomes durable.
+
+    ``on_cancel`` hears of jobs that somebody wants cancelled; ``on_unknown`` registers again.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        worker_id: UUID,
+        *,
+        on_cancel: Callable[[Iterable[UUID]], None],
+        on_unknown: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._rpc = rpc
+        self._worker_id = worker_id
+        self._on_cancel = on_cancel
+        self._on_unknown = on_unknown
+        self._items: list[_Entry[ItemOutcome]] = []
+        self._jobs: list[_Entry[Outcome]] = []
+        self._released: list[_Entry[None]] = []
+        self._wanted = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def item(self, job: Attempt, outcome: ItemOutcome) -> Settled:
+        """Make an item's outcome durable; being cancelled while waiting does not take it back."""
+        return await self._hand_in(self._items, job, outcome)
+
+    async def job(self, job: Attempt, outcome: Outcome) -> Settled:
+        """End an attempt."""
+        return await self._hand_in(self._jobs, job, outcome)
+
+    async def release(self, job: Attempt) -> Settled:
+        """Give a job back without costing an attempt."""
+        return await self._hand_in(self._released, job, None)
+
+    async def flushed(self) -> None:
+        """Wait until everything handed in is settled."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Settle what is handed in, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._items or self._jobs or self._released:
+                await self._send(self._items, self._send_items)
+                await self._send(self._jobs, self._send_jobs)
+                await self._send(self._released, self._send_released)
+            self._empty.set()
+
+    def _hand_in(self, pile: list[_Entry[T]], job: Attempt, outcome: T) -> Awaitable[Settled]:
+        entry = _Entry(job, outcome, asyncio.get_running_loop().create_future())
+        pile.append(entry)
+        self._empty.clear()
+        self._wanted.set()
+        return asyncio.shield(entry.answer)
+
+    async def _send(
+        self, pile: list[_Entry[T]], send: Callable[[list[_Entry[T]]], Awaitable[list[Settled]]]
+    ) -> None:
+        """Send the next batch of a pile, until it is taken or refused; then say so to who waits."""
+        batch = pile[:_BATCH]
+        if not batch:
+            return
+        pauses = 0
+        while True:
+            try:
+                answers = await send(batch)
+                break
+            except WorkerUnknown:
+                await self._on_unknown()
+            except (ApiUnreachable, AuthFailed) as error:
+                log.warning("settle.waiting", outcomes=len(batch), error=str(error))
+            except ApiError as error:
+                if len(batch) == 1:
+                    log.error("settle.refused", job_id=str(batch[0].job.id), error=str(error))
+                    answers = [Settled(id=batch[0].job.id, stale=False, error=str(error))]
+                    break
+                batch = batch[:1]  # one spoils the batch: alone, it spoils no other
+                continue
+            pauses += 1
+            await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.5 * 2 ** min(pauses, 8))))  # noqa: S311 - jitter
+        del pile[: len(batch)]
+        for entry, answer in zip(batch, answers, strict=True):
+            if not entry.answer.done():
+                entry.answer.set_result(answer)
+
+    async def _send_items(self, batch: list[_Entry[ItemOutcome]]) -> list[Settled]:
+        by_job: dict[tuple[UUID, int], list[_Entry[ItemOutcome]]] = defaultdict(list)
+        for entry in batch:
+            by_job[entry.job.id, entry.job.attempt].append(entry)
+        answer = await self._rpc.finish_items(
+            self._worker_id,
+            [(entries[0].job, [entry.outcome for entry in entries]) for entries in by_job.values()],
+        )
+        self._on_cancel(answer.cancel)
+        answers: dict[int, Settled] = {}
+        for entries, settled in zip(by_job.values(), answer.results, strict=True):
+            if settled.error is not None and len(entries) > 1:
+                for entry in entries:
+                    answers[id(entry)] = (await self._send_items([entry]))[0]
+            else:
+                answers |= {id(entry): settled for entry in entries}
+        return [answers[id(entry)] for entry in batch]
+
+    async def _send_jobs(self, batch: list[_Entry[Outcome]]) -> list[Settled]:
+        return list(
+            await self._rpc.finish_jobs(self._worker_id, [(entry.job, entry.outcome) for entry in batch])
+        )
+
+    async def _send_released(self, batch: list[_Entry[None]]) -> list[Settled]:
+        return list(await self._rpc.release_jobs(self._worker_id, [entry.job for entry in batch]))
