@@ -42,7 +42,9 @@ async def visible_rows(
         )
         try:
             rows = await connection.fetch(
-                f"select k.position - 1 as position from unnest({arrays}) with ordinality as k ({names}, position)"  # noqa: S608 - identifiers are quoted, values are parameters
+                # identifiers are quoted, values are parameters
+                f"select k.position - 1 as position"  # noqa: S608 - see above
+                f" from unnest({arrays}) with ordinality as k ({names}, position)"
                 f" where exists (select from {table.sql} as t where {same})",
                 *([key[index] for key in keys] for index in columns),
             )

@@ -66,8 +66,8 @@ class Binding:
         schema, table, text = params.get("schema"), params.get("table"), params.get("filter")
         if not isinstance(schema, str) and not isinstance(table, str):
             raise SubscriptionError(
-                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to:"
-                f" {sorted(params)}"
+                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe"
+                f" to: {sorted(params)}"
             )
         schema = schema if isinstance(schema, str) else "public"
         table = table if isinstance(table, str) else "*"
@@ -207,23 +207,18 @@ class Changes:
         tables = await catalogue.published(binding.schema, binding.table)
         if not tables:
             raise SubscriptionError(
-                "Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the"
-                f" given connect parameters: {binding}"
+                "Unable to subscribe to changes with given parameters. Please check Realtime is enabled for"
+                f" the given connect parameters: {binding}"
             )
         try:
             for table in tables:
-                access = await catalogue.access(table, role)
+                _check_columns(binding, await catalogue.access(table, role))
                 for condition in binding.filters:
-                    if condition.column not in access.readable:
-                        raise FilterError(f"invalid column for filter {condition.column}")
                     await catalogue.bind(condition, table)
-                for column in sorted(binding.selected or ()):
-                    if column not in access.readable:
-                        raise FilterError(f"invalid column for select {column}")
         except FilterError as error:
             raise SubscriptionError(
-                "Unable to subscribe to changes with given parameters. An exception happened so please check your"
-                f" connect parameters: {binding}. Exception: {error}"
+                "Unable to subscribe to changes with given parameters. An exception happened so please check"
+                f" your connect parameters: {binding}. Exception: {error}"
             ) from error
 
     async def _run(self, stream: Stream) -> None:
@@ -419,6 +414,15 @@ class Changes:
         if self._catalogue is None:
             raise StreamError("Postgres Changes has not been started")
         return self._catalogue
+
+
+def _check_columns(binding: Binding, access: Access) -> None:
+    for condition in binding.filters:
+        if condition.column not in access.readable:
+            raise FilterError(f"invalid column for filter {condition.column}")
+    for column in sorted(binding.selected or ()):
+        if column not in access.readable:
+            raise FilterError(f"invalid column for select {column}")
 
 
 def _refusal(change: Change, table: Table, access: Access) -> str | None:

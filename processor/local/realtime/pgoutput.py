@@ -132,6 +132,7 @@ def _relation(data: bytes) -> Relation:
     for _ in range(count):
         key = data[at] & 1 == 1
         column, at = _string(data, at + 1)
+        _int32(data, at + 4)  # the type modifier: only that it is there
         columns.append(Column(column, _oid(data, at)[0], key))
         at += 8
     return Relation(

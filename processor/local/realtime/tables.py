@@ -176,23 +176,16 @@ class Catalogue:
         operator, value = condition.operator, condition.value
         if operator == "is":
             return _keyword(value, type_)
+        if operator in PATTERNS:
+            return await self._pattern(operator, value, type_)
+        if operator == "in":
+            _check_list(value)
+        sql = f"{type_.sql}[]" if operator == "in" else type_.sql
         try:
-            if operator in PATTERNS:
-                return await self._pattern(operator, value, type_)
-            if operator == "in":
-                listed = parse_array(value)
-                if isinstance(listed, list) and len(listed) > LONGEST_LIST:
-                    raise FilterError(f"too many values for `in` filter. Maximum {LONGEST_LIST}")
-                type_sql = f"{type_.sql}[]"
-            else:
-                type_sql = type_.sql
-            text: str = await self._pool.fetchval(f"select ($1::text::{type_sql})::text", value)
+            # unlike a cast to text, format() writes booleans as the WAL has them
+            text: str = await self._pool.fetchval(f"select format('%s', $1::text::{sql})", value)
         except (asyncpg.DataError, asyncpg.SyntaxOrAccessError) as error:
             raise FilterError(str(error)) from error
-        except FilterError:
-            raise
-        except ValueError as error:
-            raise FilterError(f"malformed list: {error}") from error
         return text
 
     async def _pattern(self, operator: str, value: str, type_: Type) -> str:
@@ -231,6 +224,15 @@ class Catalogue:
             wanted = {related for row in found for related in (row["base"], row["element"]) if related}
             wanted -= rows.keys()
         return {oid: _type(oid, rows) for oid in oids if oid in rows}
+
+
+def _check_list(value: str) -> None:
+    try:
+        listed = parse_array(value)
+    except ValueError as error:
+        raise FilterError(f"malformed list for `in` filter: {error}") from error
+    if isinstance(listed, list) and len(listed) > LONGEST_LIST:
+        raise FilterError(f"too many values for `in` filter. Maximum {LONGEST_LIST}")
 
 
 def _keyword(value: str, type_: Type) -> str:
