@@ -144,6 +144,10 @@ begin
   perform processor.check_text('idempotency_key', job.idempotency_key, 200);
   perform processor.check_text('unique_key', job.unique_key, 200);
   perform processor.check_range('the number of tags', cardinality(job.tags), 0, 20);
+  -- a worker reads tags as a list of texts: anything else would spoil the claim it comes with
+  if array_ndims(job.tags) > 1 or exists (select from unnest(job.tags) t where t is null) then
+    perform processor.fail('JQ006', 'tags must be a plain list of texts, without null');
+  end if;
   perform processor.check_text('a tag', t, 100) from unnest(job.tags) t;
 
   select array_agg(i.key order by i.position), array_agg(i.payload order by i.position)
