@@ -15,13 +15,10 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
-
-import pytest_asyncio
 
 Kind = Literal["websocket", "http"]
 Direction = Literal["up", "down"]
@@ -218,10 +215,3 @@ class _Link:
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
             transport.abort()
-
-
-@pytest_asyncio.fixture
-async def proxy(stack) -> AsyncIterator[FaultProxy]:
-    """Run a fault-injecting proxy in front of the local stack."""
-    async with FaultProxy(stack.url) as running:
-        yield running

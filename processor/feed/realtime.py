@@ -50,8 +50,8 @@ Cause = Literal[
 _LIMITS = ("RateLimit", "TooMany", "Too many", "DisabledForTenant")
 """How Realtime words its limits, in refusals, system messages and close reasons."""
 
-_SAME_HEARTBEAT = timedelta(seconds=1)
-"""Slack between the time an RPC returned and the row's: two readings of one clock, or a rounded one."""
+_ROUNDING = timedelta(milliseconds=10)
+"""The time of a heartbeat comes by two ways, each with a precision of its own."""
 
 _JOB_COLUMNS = ["id", "queue"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
@@ -223,6 +223,8 @@ class Incarnation:
                 await self._channel.subscribe(self._on_state)
                 await _first_of(self._ready, self._ended)
         except TimeoutError:
+            if self._ready.done():  # just in time, in a process that was slow to see it
+                return
             what = (
                 "the server's word that changes are streamed"
                 if self._channel.is_joined
@@ -366,7 +368,7 @@ class Incarnation:
     # -- the echo ---------------------------------------------------------------------------------
 
     def _has_echoed(self, at: datetime) -> bool:
-        return self._echoed is not None and self._echoed >= at - _SAME_HEARTBEAT
+        return self._echoed is not None and self._echoed >= at - _ROUNDING
 
     def _note_echo(self, heartbeat_at: datetime) -> None:
         self._echoed = max(heartbeat_at, self._echoed or heartbeat_at)

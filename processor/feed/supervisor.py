@@ -132,7 +132,7 @@ class Feed:
     def heartbeat_sent(self, at: datetime) -> None:
         """Expect the worker's heartbeat back as a change of its row.
 
-        :param at: the server's time of the heartbeat, as its response says (`heartbeat_at`, or `now`)
+        :param at: the server's time of the heartbeat, as its response says (`heartbeat_at`)
         """
         if self._incarnation is not None:
             self._incarnation.expect_echo(at)

@@ -268,6 +268,8 @@ async def test_bindings_that_the_server_confuses_end_the_incarnation(phoenix: Ph
 async def test_the_judgement_finds_an_incarnation_that_only_looks_alive(phoenix: Phoenix):
     async with ObservedFeed(phoenix.url, timings=replace(FAST, probe_interval=60)) as watched:
         await watched.live()
+        await phoenix.joined[-1].change("jobs", "INSERT", {"id": "1", "queue": "default"})
+        await watched.said_more("realtime")
         assert watched.feed._incarnation
         watched.feed._incarnation._heard_at -= 1000  # as if its probes had stopped long ago
         await watched.said_more("mode:polling")
