@@ -122,9 +122,9 @@ class Processor:
             )
         if not _QUEUE.fullmatch(queue):
             raise UsageError(_bad_name("queue", queue, "1 to 63 characters of a-z, 0-9, _ . and -", _QUEUE))
-        for name, credits in (("credits_per_job", credits_per_job), ("credits_per_item", credits_per_item)):
-            if isinstance(credits, bool) or not isinstance(credits, int) or credits < 0:
-                raise UsageError(f"{name}={credits!r} of {kind!r}: credits are whole numbers, 0 or more.")
+        for name, price in (("credits_per_job", credits_per_job), ("credits_per_item", credits_per_item)):
+            if isinstance(price, bool) or not isinstance(price, int) or price < 0:
+                raise UsageError(f"{name}={price!r} of {kind!r}: credits are whole numbers, 0 or more.")
         if credits_per_job and credits_per_item:
             raise UsageError(f"{kind!r} has two prices: give credits_per_job or credits_per_item, not both.")
         for name, count, most in (
@@ -140,7 +140,7 @@ class Processor:
             if kind in self._handlers:
                 other = self._handlers[kind].function
                 raise UsageError(
-                    f"Two handlers for {kind!r}: {_where(other)} and {_where(function)}. Give one another kind."
+                    f"Two handlers for {kind!r}: {_where(other)} and {_where(function)}. Rename one."
                 )
             payload = _payload_adapter(kind, function)
             self._handlers[kind] = Handler(

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     item_concurrency: int = Field(3, ge=1, le=1000)
     """Items of one job running at the same time, where the handler does not say otherwise."""
     lease_seconds: float = Field(90, ge=3, le=3600)
-    """How long others wait before they take over the jobs of a silent worker; a heartbeat every third of it."""
+    """Until others take over the jobs of a silent worker; a heartbeat every third of it."""
     poll_seconds: float = Field(5, gt=0, le=300)
     """Between two looks at the queue while Realtime is unhealthy."""
     health_seconds: float = Field(30, gt=0, le=600)

@@ -54,7 +54,7 @@ class Daemon:
             key,
             str(self.id),
             self._on_wake,
-            lambda row: self._lease.on_worker_row(row),
+            self._on_worker_row,
             api_key=settings.api_key,
             queues=self._queues,
             transport="polling" if settings.feed == "polling" else "postgres_changes",
@@ -211,6 +211,9 @@ class Daemon:
         self._worker.wake(source)
         if source == "sweep":  # the feed asks for proof of the change path: the heartbeat's echo
             self._lease.nudge()
+
+    def _on_worker_row(self, row: dict[str, Any]) -> None:
+        self._lease.on_worker_row(row)
 
     # -- what it shows ----------------------------------------------------------------------------
 

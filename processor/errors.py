@@ -129,7 +129,7 @@ class ApiError(ProcessorError):
     def __str__(self) -> str:
         parts = [f"{self.message} ({self.code})" if self.code else self.message]
         parts += [text for text in (self.detail, self.hint) if text]
-        return " – ".join(parts)
+        return "; ".join(parts)
 
 
 class ApiUnreachable(ApiError):

@@ -48,6 +48,8 @@ class Run:
         self.stopped_for: Stop | None = None
         self.settling = False
         """The handler is over and its outcome is on its way: nothing can stop it any more."""
+        self.items_delay: float | None = None
+        """The longest wait in seconds that a failed item asked for."""
         self._stop = asyncio.Event()
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
@@ -58,6 +60,11 @@ class Run:
         if self.stopped_for is None or reason is Stop.LOST:
             self.stopped_for = reason
         self._stop.set()
+
+    def note_delay(self, failure: Failure) -> None:
+        """Remember how long a failed item wants to wait before it is tried again."""
+        if failure.retryable and failure.delay is not None:
+            self.items_delay = max(failure.delay, self.items_delay or 0.0)
 
     async def until_stopped(self) -> None:
         """Wait until somebody wants the handler to stop."""
@@ -143,7 +150,9 @@ class Executor:
         elif not task.cancelled():
             error = task.exception()
             if error is None:
-                return _returned(task.result())  # done after all: what is finished stays finished
+                return _returned(
+                    task.result(), run.items_delay
+                )  # done after all: what is finished stays finished
             if run.stopped_for is None or isinstance(error, Decision):
                 return self._raised(run, error)
             run.log.warning("job.clean_up_failed", exc_info=error)
@@ -276,12 +285,13 @@ class _Desk:
         if settled.stale:
             self._run.stop(Stop.LOST)
             return Failure(ErrorCode.LEASE_LOST, "another worker has the job", retryable=True)
-        self._run.log.info(
-            "item.finished",
-            item=outcome.key,
-            status="completed" if outcome.failure is None else "failed",
-            **({} if outcome.failure is None else {"error_code": outcome.failure.code}),
-        )
+        if outcome.failure is None:
+            self._run.log.debug("item.finished", item=outcome.key, status="completed")
+        else:
+            self._run.note_delay(outcome.failure)
+            self._run.log.info(
+                "item.finished", item=outcome.key, status="failed", error_code=outcome.failure.code
+            )
         return None
 
 
@@ -305,14 +315,14 @@ async def _call(run: Run, handler: Handler, context: JobContext[Any]) -> Any:
         raise RuntimeError("the handler called sys.exit()") from error
 
 
-def _returned(result: Any) -> Outcome:
+def _returned(result: Any, items_delay: float | None) -> Outcome:
     """Accept what ``jsonb`` can hold; a decision that was returned instead of raised teaches."""
     if isinstance(result, Decision) or (isinstance(result, type) and issubclass(result, Decision)):
         name = (result if isinstance(result, type) else type(result)).__name__
         error = ValueError(f"the handler returned {name}; write `raise {name}(…)`")
         return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
     try:
-        return Outcome(OutcomeKind.DONE, result=to_jsonb(result))
+        return Outcome(OutcomeKind.DONE, result=to_jsonb(result), delay=items_delay)
     except ValueError as error:
         return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
 

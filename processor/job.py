@@ -67,7 +67,9 @@ class Decision(Exception):
 class Retry(Decision):
     """Try again; ``delay`` in seconds replaces the queue's own delay. It costs an attempt."""
 
-    def __init__(self, reason: str = "the handler asked for another attempt", *, delay: float | None = None):
+    def __init__(
+        self, reason: str = "the handler asked for another attempt", *, delay: float | None = None
+    ) -> None:
         self.reason = reason
         self.delay = None if delay is None else _seconds("Retry", delay)
         super().__init__(reason)
@@ -76,7 +78,7 @@ class Retry(Decision):
 class Snooze(Decision):
     """Look again after ``delay`` seconds. It costs no attempt."""
 
-    def __init__(self, delay: float, reason: str = "snoozed by the handler"):
+    def __init__(self, delay: float, reason: str = "snoozed by the handler") -> None:
         self.reason = reason
         self.delay = _seconds("Snooze", delay)
         super().__init__(reason)
@@ -85,7 +87,7 @@ class Snooze(Decision):
 class Cancel(Decision):
     """End the job as cancelled: what was not done is refunded."""
 
-    def __init__(self, reason: str = "cancelled by the handler"):
+    def __init__(self, reason: str = "cancelled by the handler") -> None:
         self.reason = reason
         super().__init__(reason)
 
@@ -93,7 +95,7 @@ class Cancel(Decision):
 class Discard(Decision):
     """End the job as failed at once, whatever attempts are left: what was not done is refunded."""
 
-    def __init__(self, reason: str = "discarded by the handler"):
+    def __init__(self, reason: str = "discarded by the handler") -> None:
         self.reason = reason
         super().__init__(reason)
 

@@ -263,7 +263,8 @@ def _refused(url: str, function: str, error: APIError) -> NoReturn:
         raise AuthFailed(
             f"{url} refused the key: {message}",
             code=code or None,
-            hint="Check SUPABASE_SERVICE_ROLE_KEY: it must be this project's service_role (or secret) key, not expired.",
+            hint="Check SUPABASE_SERVICE_ROLE_KEY: it must be this project's service_role (or secret) key, "
+            "and not expired.",
         ) from error
     if code in {"PGRST202", "42883"}:
         raise SchemaMissing(

@@ -113,7 +113,7 @@ class Settler:
                 log.warning("settle.waiting", outcomes=len(batch), error=str(error))
             except ApiError as error:
                 if len(batch) == 1:
-                    log.error("settle.refused", job_id=str(batch[0].job.id), error=str(error))
+                    log.warning("settle.refused", job_id=str(batch[0].job.id), error=str(error))
                     answers = [Settled(id=batch[0].job.id, stale=False, error=str(error))]
                     break
                 batch = batch[:1]  # one spoils the batch: alone, it spoils no other

@@ -139,7 +139,7 @@ class Worker:
                 await self._on_unknown()
                 self.wake("sweep")
             except ApiError as error:
-                log.error("worker.claim_failed", error=str(error))
+                log.warning("worker.claim_failed", error=str(error))
                 self.wake("sweep")
                 pause = random.uniform(0.5, 3)  # noqa: S311 - jitter
             finally:

@@ -1,0 +1,76 @@
+"""The arrows between the rooms of the package, as its files have them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import processor
+
+ROOT = Path(processor.__file__).parent
+ARROWS = {
+    "errors": set(),
+    "jsonb": set(),
+    "job": set(),
+    "log": set(),
+    "service": set(),
+    "config": {"errors"},
+    "clients": set(),
+    "retry": {"errors", "job", "jsonb"},
+    "context": {"job", "jsonb", "log"},
+    "app": {"context", "errors", "retry"},
+    "rpc": {"errors", "job"},
+    "settle": {"errors", "job", "rpc"},
+    "report": {"errors", "job", "jsonb", "rpc"},
+    "executor": {
+        *("app", "clients", "config", "context", "errors", "job", "jsonb"),
+        *("report", "retry", "rpc", "settle"),
+    },
+    "worker": {"errors", "executor", "rpc"},
+    "lease": {"errors", "executor", "rpc", "worker"},
+    "feed": {"errors"},
+    "web": {"errors"},
+    "schema": {"errors", "rpc"},
+}
+"""Room → the rooms it may import; what is not listed here (cli, daemon) is above them all."""
+LOCAL_MAY_BE_IMPORTED_BY = {"local", "cli"}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the rooms of this package that a file imports, wherever in the file."""
+    rooms: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("processor.")}
+    return {room for room in rooms if (ROOT / room).is_dir() or (ROOT / f"{room}.py").exists()}
+
+
+def files(room: str) -> list[Path]:
+    return [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_imports_only_what_its_arrows_allow(room: str) -> None:
+    found = files(room)
+    assert found, f"there is no room {room}"
+    for path in found:
+        assert imports(path) - {room} <= ARROWS[room], path
+
+
+def test_local_mode_is_imported_by_the_command_line_only() -> None:
+    users = {
+        path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for path in ROOT.rglob("*.py")
+        if "local" in imports(path)
+    }
+    assert users <= LOCAL_MAY_BE_IMPORTED_BY
+
+
+def test_all_of_the_package_is_sorted_and_exists() -> None:
+    assert list(processor.__all__) == sorted(processor.__all__)
+    assert all(hasattr(processor, name) for name in processor.__all__)
