@@ -9,10 +9,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from processor.local import rest
 from processor.local.auth import Auth
 from processor.local.context import GatewayContext
 from processor.local.realtime import Realtime
+from processor.local.rest import Rest
 
 # what browsers may read besides the few headers they always may
 EXPOSED_HEADERS = [
@@ -26,9 +26,9 @@ EXPOSED_HEADERS = [
 ]
 
 
-def gateway(context: GatewayContext, auth: Auth, realtime: Realtime) -> Starlette:
-    """Compose the application; ``auth`` and ``realtime`` are started and stopped by the caller."""
-    routes: list[BaseRoute] = [*rest.routes(context), *auth.routes(), *realtime.routes()]
+def gateway(context: GatewayContext, rest: Rest, auth: Auth, realtime: Realtime) -> Starlette:
+    """Compose the application; its three rooms are started and stopped by the caller."""
+    routes: list[BaseRoute] = [*rest.routes(), *auth.routes(), *realtime.routes()]
     return Starlette(
         routes=routes,
         middleware=[

@@ -24,6 +24,7 @@ from processor.local.gateway import gateway
 from processor.local.jwt import Jwt
 from processor.local.postgres import Postgres
 from processor.local.realtime import Realtime
+from processor.local.rest import Rest
 
 HOST = "127.0.0.1"
 # The secret and the two keys that every local Supabase project has: they protect nothing, and a frontend's
@@ -138,12 +139,14 @@ class Stack:
             anon_key=self.anon_key,
             service_role_key=self.service_role_key,
         )
-        auth, realtime = Auth(context), Realtime(context)
+        rest, auth, realtime = Rest(context), Auth(context), Realtime(context)
+        await rest.start()
+        self._cleanup.push_async_callback(rest.stop)
         await auth.start()
         self._cleanup.push_async_callback(auth.stop)
         await realtime.start()
         self._cleanup.push_async_callback(realtime.stop)
-        await self._serve(listener, gateway(context, auth, realtime))
+        await self._serve(listener, gateway(context, rest, auth, realtime))
 
     async def _project(self) -> str:
         """Start PostgreSQL unless there is one, make the database; return the superuser's DSN for it."""

@@ -6,6 +6,7 @@ A request goes through small steps, one module each::
     request.py   headers: Prefer, Accept, Range, profiles, body
     query.py     the query string → what to select, filter, order and embed
     schema.py    what the database has: relations, foreign keys, functions, roles; reloaded when stale
+    watch.py     hears when that is
     read.py      → SQL that reads a relation (or the rows a function or a write returned)
     write.py     → SQL that inserts, updates and deletes
     call.py      → SQL that calls a function
@@ -17,6 +18,6 @@ schema cache or quoted, values as parameters. Whatever is outside this part is a
 says so, never with wrong data.
 """
 
-from processor.local.rest.routes import routes
+from processor.local.rest.routes import Rest
 
-__all__ = ["routes"]
+__all__ = ["Rest"]

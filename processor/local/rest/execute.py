@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import asyncpg
 
@@ -13,6 +13,9 @@ from processor.local.jwt import Claims
 from processor.local.rest.errors import RestError, from_postgres
 from processor.local.rest.read import MAX_ROWS, Statement
 from processor.local.rest.schema import Schema, literal, quote
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
 
 ACQUIRE_TIMEOUT = 10.0
 # names as they are in a Supabase project
@@ -87,38 +90,44 @@ async def run(
 
     """
     try:
-        async with pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
-            try:
-                await connection.execute(caller.settings(read_only=read_only))
-                total, rows, body = (await connection.fetch(statement.sql, *statement.values))[0]
-                answer = Answer(rows, total, body)
-                if statement.estimate is not None:
-                    plan = await connection.fetchval(statement.estimate.sql, *statement.estimate.values)
-                    answer = _estimated(answer, plan)
-                check(answer)
-                await connection.execute("commit")
-            except BaseException:
-                if not connection.is_closed():
-                    await asyncio.shield(connection.execute("rollback"))
-                raise
+        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
     except TimeoutError as error:
         raise RestError(504, "PGRST003", "Timed out acquiring connection from connection pool.") from error
-    except (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
-        raise RestError(
-            503,
-            "PGRST000",
-            "Database connection error. Retrying the connection.",
-            details=str(error),
-        ) from error
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise RestError(
-            503,
-            "PGRST001",
-            "Database client error. Retrying the connection.",
-            details=str(error),
-        ) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        message = "Database connection error. Retrying the connection."
+        raise RestError(503, "PGRST000", message, details=str(error)) from error
+    try:
+        answer = await _transact(connection, caller.settings(read_only=read_only), statement, check)
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+        message = "Database client error. Retrying the connection."
+        raise RestError(503, "PGRST001", message, details=str(error)) from error
     except asyncpg.PostgresError as error:
         raise from_postgres(error, anonymous=caller.anonymous) from error
+    finally:
+        await pool.release(connection)
+    return answer
+
+
+async def _transact(
+    connection: PoolConnectionProxy[asyncpg.Record],
+    begin: str,
+    statement: Statement,
+    check: Callable[[Answer], None],
+) -> Answer:
+    try:
+        await connection.execute(begin)
+        total, rows, body = (await connection.fetch(statement.sql, *statement.values))[0]
+        answer = Answer(rows, total, body)
+        if statement.estimate is not None:
+            plan = await connection.fetchval(statement.estimate.sql, *statement.estimate.values)
+            answer = _estimated(answer, plan)
+        check(answer)
+        await connection.execute("commit")
+    except Exception:
+        # a cancelled request is rolled back by the pool, once its statement has stopped
+        if not connection.is_closed():
+            await connection.execute("rollback")
+        raise
     return answer
 
 

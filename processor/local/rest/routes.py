@@ -30,6 +30,7 @@ from processor.local.rest.request import (
     rows_range,
 )
 from processor.local.rest.schema import SCHEMA, Function, Relation, Schema, SchemaCache, quote
+from processor.local.rest.watch import SchemaWatch
 
 PREFIX = "/rest/v1"
 READS = {"GET", "HEAD"}
@@ -37,45 +38,39 @@ METHODS = ["GET", "HEAD", "POST", "PATCH", "DELETE", "PUT"]
 # What may only mean that our reading of the catalogs is old.
 STALE = {"42703", "42704", "42883", "42P01", "PGRST200", "PGRST202", "PGRST204", "PGRST205"}
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 Build = Callable[[Schema, Statement], bool]  # fills the statement; says whether it only reads
 
 
-def routes(context: GatewayContext) -> list[Route]:
-    """Return the routes of ``/rest/v1``, with their full paths."""
-    rest = Rest(context)
-    return [
-        Route(f"{PREFIX}/rpc/{{name}}", rest.answering(rest.call), methods=METHODS),
-        Route(f"{PREFIX}/{{name}}", rest.answering(rest.relation), methods=METHODS),
-        Route(f"{PREFIX}/", rest.answering(rest.root), methods=["GET", "HEAD"]),
-    ]
-
-
 class Rest:
-    """The endpoints, over one schema cache."""
+    """The endpoints of ``/rest/v1``; between ``start`` and ``stop`` it hears of schema changes."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
         self._cache = SchemaCache(context.pool)
+        self._watch = SchemaWatch(context.admin_dsn, self._cache.expire)
 
-    def answering(
-        self, endpoint: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Make every RestError of an endpoint its response."""
+    async def start(self) -> None:
+        """Begin to hear of schema changes."""
+        await self._watch.start()
 
-        async def answer(request: Request) -> Response:
-            try:
-                check_profile(request)
-                return await endpoint(request)
-            except RestError as error:
-                return error.response()
+    async def stop(self) -> None:
+        """Hear no more of them; harmless when not started."""
+        await self._watch.stop()
 
-        return answer
+    def routes(self) -> list[Route]:
+        """Return the routes, with their full paths."""
+        return [
+            Route(f"{PREFIX}/rpc/{{name}}", _answering(self._call), methods=METHODS),
+            Route(f"{PREFIX}/{{name}}", _answering(self._relation), methods=METHODS),
+            Route(f"{PREFIX}/", _answering(self._root), methods=["GET", "HEAD"]),
+        ]
 
-    async def root(self, request: Request) -> Response:
+    async def _root(self, request: Request) -> Response:
         """There is no OpenAPI description here."""
         raise RestError(404, "PGRST126", "Root endpoint metadata is disabled")
 
-    async def relation(self, request: Request) -> Response:
+    async def _relation(self, request: Request) -> Response:
         """Read or write a table or a view."""
         name = request.path_params["name"]
         caller = self._caller(request, f"/{name}")
@@ -87,7 +82,7 @@ class Rest:
             raise RestError(405, "PGRST117", "Unsupported HTTP method: PUT")
         return await self._write(request, caller, name, parameters, wishes, shape)
 
-    async def call(self, request: Request) -> Response:
+    async def _call(self, request: Request) -> Response:
         """Call a function."""
         name = request.path_params["name"]
         caller = self._caller(request, f"/rpc/{name}")
@@ -135,7 +130,7 @@ class Rest:
         head = request.method == "HEAD"
 
         def build(schema: Schema, statement: Statement) -> bool:
-            relation, source = _relation(schema, name), quote(SCHEMA, name)
+            relation, source = _known(schema, name), quote(SCHEMA, name)
             exactly = wishes.count in {"exact", "estimated"}
             reader = Reader(schema, statement)
             if wishes.count in {"planned", "estimated"}:
@@ -160,7 +155,7 @@ class Rest:
         wanted = wishes.returning == "representation"
 
         def build(schema: Schema, statement: Statement) -> bool:
-            relation = _relation(schema, name)
+            relation = _known(schema, name)
             reader = Reader(schema, statement)
             returning = write.returning(reader, relation, parameters, wishes)
             if payload is None:
@@ -233,11 +228,24 @@ class Rest:
         return Caller(claims, request.method, path, dict(request.headers))
 
 
+def _answering(endpoint: Endpoint) -> Endpoint:
+    """Make every RestError of an endpoint its response."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            check_profile(request)
+            return await endpoint(request)
+        except RestError as error:
+            return error.response()
+
+    return answer
+
+
 def _pairs(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(request.url.query, keep_blank_values=True)
 
 
-def _relation(schema: Schema, name: str) -> Relation:
+def _known(schema: Schema, name: str) -> Relation:
     relation = schema.relations.get(name)
     if relation is None:
         raise RestError(404, "PGRST205", f"Could not find the table '{SCHEMA}.{name}' in the schema cache")
