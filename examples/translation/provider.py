@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from processor.errors import JobError
+from processor import JobError
 
 from .card import LANGUAGES, Card, Section
 

@@ -32,6 +32,7 @@ JOB_SECONDS = 300.0  # a real endpoint may take its time
 JOB_COLUMNS = ("id", "kind", "status", "attempt", "items_total", "items_done", "items_failed",
                "credits_held", "credits_captured", "credits_refunded", "result")  # fmt: skip
 ITEM_COLUMNS = ("key", "status", "credits", "error_code", "result ->> title")
+LOG_COLUMNS = ("level", "message")
 ENTRY_COLUMNS = ("id", "kind", "amount", "reason")
 ACCOUNT_COLUMNS = ("issued", "available", "held", "spent", "expired")
 
@@ -91,7 +92,7 @@ async def local_mode(story: Story, directory: str) -> AsyncIterator[Mapping[str,
     arguments = ("dev", "--json", "--port", "0", "--data-dir", directory)
     async with running("local mode", *arguments, hear=hear) as child:
         await child.until(ready, "it was ready", READY_SECONDS)
-        story.done(step, f"PostgreSQL and the Supabase API at {keys['url']}")
+        story.done(step, f"PostgreSQL and a Supabase API, {keys['url']}")
         yield keys
 
 
@@ -161,12 +162,14 @@ async def show_rows(console: Console, story: Story, customer: Customer) -> None:
     job_id = story.job["id"]
     (job,) = await customer.rows("jobs", order="id", id=job_id)
     items = await customer.rows("job_items", order="position", job_id=job_id)
+    logs = await customer.rows("job_logs", order="id", job_id=job_id)
     entries = await customer.rows("credit_entries", order="id")
     accounts = await customer.rows("credit_accounts", order="owner_id")
     for item in items:
         item["result ->> title"] = item["result"] and item["result"]["title"]
     record(console, "public.jobs", JOB_COLUMNS, job)
     rows(console, "public.job_items", ITEM_COLUMNS, items)
+    rows(console, "public.job_logs", LOG_COLUMNS, logs)
     rows(console, "public.credit_entries", ENTRY_COLUMNS, entries)
     rows(console, "public.credit_accounts", ACCOUNT_COLUMNS, accounts)
 

@@ -1,5 +1,6 @@
 """How the story looks: redrawn in place on a terminal, line after line everywhere else."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -168,6 +169,6 @@ def _table(title: str) -> Table:
 
 
 def _cell(value: object) -> Text:
-    if value is None:
-        return Text("null", QUIET)
-    return Text(f"{value:g}" if isinstance(value, float) else str(value), STATUS_STYLE.get(str(value), ""))
+    if isinstance(value, str):
+        return Text(value, STATUS_STYLE.get(value, ""))
+    return Text(json.dumps(value, ensure_ascii=False), QUIET if value is None else "")
