@@ -6,8 +6,7 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  -- on conflict do nothing first: an unchanged declaration, the usual case, writes nothing
-  insert into public.job_queues (name) values (declare_kind.kind ->> 'queue') on conflict do nothing;
+  -- LOCK: the caller has made the queues, and declares kinds in the order of their names
   insert into public.job_kinds as k (kind, queue, public, credits_per_job, credits_per_item, max_items, payload_schema, description, declared)
   values (
     declare_kind.kind ->> 'kind',
@@ -60,8 +59,11 @@ begin
   end if;
   perform processor.check_range('slots', (register_worker.worker ->> 'slots')::numeric, 1, 10000);
   perform processor.check_range('lease_seconds', (register_worker.worker ->> 'lease_seconds')::numeric, 1, 3600);
+  -- LOCK: all queues at once, by name: two workers that start together must not make them in opposite orders
   insert into public.job_queues (name)
-  select distinct q from jsonb_array_elements_text(register_worker.worker -> 'queues') q
+  select q from jsonb_array_elements_text(register_worker.worker -> 'queues') q
+  union
+  select k ->> 'queue' from jsonb_array_elements(register_worker.worker -> 'kinds') k
   order by 1
   on conflict do nothing;
   perform processor.declare_kind(k) from jsonb_array_elements(register_worker.worker -> 'kinds') k order by k ->> 'kind';
@@ -120,21 +122,22 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
+  moment constant timestamptz := processor.now();
   seen uuid[];
   ids uuid[];
   ended uuid[] := '{}';
   job public.jobs;
 begin
-  -- the usual case: no lease is over, one look at a small table
+  -- the usual case: no lease is over, one look at what runs; a worker whose row is gone is lost too
   select array_agg(c.id) into seen from (
-    select j.id from public.job_workers w
-    join public.jobs j on j.worker_id = w.id and j.status = 'processing'
-    where w.lease_expires_at < processor.now()
+    select j.id from public.jobs j
+    left join public.job_workers w on w.id = j.worker_id
+    where j.status = 'processing' and (w.id is null or w.lease_expires_at < moment)
     limit rescue_jobs.max_jobs
   ) c;
   if seen is null then
     delete from public.job_workers w
-    where w.lease_expires_at < processor.now() - interval '1 day'
+    where w.lease_expires_at < moment - interval '1 day'
       and not exists (select from public.jobs j where j.worker_id = w.id and j.status = 'processing');
     return 0;
   end if;
@@ -143,8 +146,8 @@ begin
   perform processor.lock_accounts(seen);
   select array_agg(l.id) into ids from (
     select j.id from public.jobs j
-    join public.job_workers w on w.id = j.worker_id
-    where j.id = any (seen) and j.status = 'processing' and w.lease_expires_at < processor.now()
+    left join public.job_workers w on w.id = j.worker_id
+    where j.id = any (seen) and j.status = 'processing' and (w.id is null or w.lease_expires_at < moment)
     order by j.id for no key update of j skip locked
   ) l;
   for job in select * from public.jobs j where j.id = any (ids) order by j.id loop
@@ -187,13 +190,20 @@ begin
   end if;
   -- whoever had lapsed only renews: after an outage of everything nobody rescues the living
   if w.lease_expires_at >= processor.now() then
-    rescued := processor.rescue_jobs();
+    begin -- a job that cannot be rescued must not cost the living their leases
+      rescued := processor.rescue_jobs();
+    exception when others then
+      raise warning 'rescue_jobs failed: % (%)', sqlerrm, sqlstate;
+    end;
   end if;
   update public.job_workers x
   set heartbeat_at = processor.now(), lease_expires_at = processor.now() + x.lease,
     running = cardinality(heartbeat_worker.running), feed = heartbeat_worker.feed
   where x.id = w.id
   returning * into w;
+  if not found then -- it was forgotten a moment ago
+    perform processor.fail('JQ011', format('unknown worker: %s', heartbeat_worker.worker_id), '', 'Register again.');
+  end if;
 
   with owned as (
     select j.id, j.attempt, j.cancel_requested_at, j.started_at from public.jobs j

@@ -30,9 +30,11 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_claim_idx
 as $$
 #variable_conflict use_column
 declare
+  moment timestamptz;
   w public.job_workers;
   q public.job_queues;
   ids uuid[];
@@ -41,7 +43,15 @@ declare
 begin
   perform processor.check_range('limit', claim_jobs."limit", 1, 1000);
   select * into w from public.job_workers x where x.id = claim_jobs.worker_id;
-  if not found or w.lease_expires_at < processor.now() then
+  -- LOCK: queues with a limit, by name: their claims take turns; all others run side by side
+  perform 1 from public.job_queues x
+  where x.name = any (coalesce(claim_jobs.queues, w.queues)) and x.max_processing is not null and not x.paused
+  order by x.name for no key update;
+  -- LOCK: the worker: a repeated request waits here for the first. No job is waited for below, so whoever
+  -- locks a job before a worker cannot meet us in a circle
+  select * into w from public.job_workers x where x.id = claim_jobs.worker_id for no key update;
+  moment := processor.now();
+  if not found or w.lease_expires_at < moment then
     perform processor.fail('JQ011', format('worker %s is unknown or its lease is over', claim_jobs.worker_id), '',
       'Send a heartbeat, or register again.');
   end if;
@@ -52,11 +62,6 @@ begin
 
   if ids is null and not w.draining then
     ids := '{}';
-    -- LOCK: queues with a limit, by name: their claims take turns; all others run side by side
-    perform 1 from public.job_queues x
-    where x.name = any (coalesce(claim_jobs.queues, w.queues)) and x.max_processing is not null and not x.paused
-    order by x.name for no key update;
-
     -- in random order: no queue always comes first
     for q in
       select * from public.job_queues x
@@ -73,7 +78,7 @@ begin
 
       with picked as materialized (
         select j.id from public.jobs j
-        where j.queue = q.name and j.status = 'pending' and j.run_at <= processor.now() and j.kind = any (w.kinds)
+        where j.queue = q.name and j.status = 'pending' and j.run_at <= moment and j.kind = any (w.kinds)
         order by j.priority desc, j.run_at, j.id
         limit room
         for no key update skip locked
@@ -81,7 +86,7 @@ begin
       claimed as (
         update public.jobs j
         set status = 'processing', worker_id = w.id, claim_id = claim_jobs.request_id, attempt = j.attempt + 1,
-          started_at = processor.now(), updated_at = processor.now()
+          started_at = moment, updated_at = moment
         from picked p
         where j.id = p.id
         returning j.id
