@@ -196,19 +196,25 @@ class Auth:
     async def _put_user(self, request: Request) -> Response:
         user, _ = await self._signed_in(request)
         body = await _body(request)
-        return await self._update(user["id"], body, _object(body, "data"))
+        # app_metadata is what applications trust: a user's own is ignored
+        return await self._update(user["id"], body, _object(body, "data"), {})
 
-    async def _update(self, user_id: UUID, body: dict[str, Any], user_metadata: dict[str, Any]) -> Response:
+    async def _update(
+        self,
+        user_id: UUID,
+        body: dict[str, Any],
+        user_metadata: dict[str, Any],
+        app_metadata: dict[str, Any],
+    ) -> Response:
         email = _email(body) if body.get("email") else None
-        # an anonymous user who gets an address becomes one that signs in with it
-        app_metadata = _object(body, "app_metadata") | (_email_provider() if email else {})
         try:
             updated = await self._users.update(
                 user_id,
                 email=email,
                 password=_password(body) if body.get("password") else None,
                 user_metadata=user_metadata,
-                app_metadata=app_metadata,
+                # an anonymous user who gets an address becomes one that signs in with it
+                app_metadata=app_metadata | (_email_provider() if email else {}),
             )
         except EmailTakenError as error:
             raise _email_exists() from error
@@ -290,7 +296,9 @@ class Auth:
     async def _admin_update(self, request: Request) -> Response:
         user_id = self._admin_target(request)
         body = await _body(request)
-        return await self._update(user_id, body, _object(body, "user_metadata"))
+        return await self._update(
+            user_id, body, _object(body, "user_metadata"), _object(body, "app_metadata")
+        )
 
     async def _admin_delete(self, request: Request) -> Response:
         if not await self._users.delete(self._admin_target(request)):
