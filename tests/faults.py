@@ -8,13 +8,16 @@ Faults may concern every connection or one kind of them, told apart by the first
         ...
         proxy.heal()
 
-It speaks no HTTP: bytes are forwarded, held, delayed or thrown away, and connections are reset.
+It speaks no HTTP: bytes are forwarded, held, delayed or thrown away, and connections are reset. Request
+lines are counted as they pass.
 """
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
@@ -24,6 +27,7 @@ Kind = Literal["websocket", "http"]
 Direction = Literal["up", "down"]
 KINDS: tuple[Kind, ...] = ("websocket", "http")
 CHUNK = 65536
+REQUEST_LINE = re.compile(rb"^([A-Z]+ /\S*) HTTP/1\.1\r$", re.MULTILINE)
 
 
 @dataclass
@@ -54,6 +58,8 @@ class FaultProxy:
         self._arrival = asyncio.Condition()
         self.arrivals: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         """How many connections of each kind have shown what they want, refused ones included."""
+        self.requests: Counter[str] = Counter()
+        """How many requests were sent, such as `POST /rest/v1/rpc/claim_jobs`, websockets excluded."""
 
     @property
     def url(self) -> str:
@@ -160,6 +166,8 @@ class FaultProxy:
         async with self._arrival:
             self.arrivals[kind] += 1
             self._arrival.notify_all()
+        if kind == "http":
+            self._count(head)
         rules = self._rules[kind]
         if rules.refused:
             return
@@ -176,11 +184,15 @@ class FaultProxy:
         finally:
             self._links[kind].discard(link)
 
-    @staticmethod
+    def _count(self, data: bytes) -> None:
+        self.requests.update(line.decode() for line in REQUEST_LINE.findall(data))
+
     async def _pump(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rules: _Rules, direction: Direction
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rules: _Rules, direction: Direction
     ) -> None:
         while data := await reader.read(CHUNK):
+            if direction == "up" and rules is self._rules["http"]:
+                self._count(data)
             if rules.delay:
                 await asyncio.sleep(rules.delay)
             await rules.flowing.wait()

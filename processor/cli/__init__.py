@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from processor import __version__
+from processor.cli.bench import app as bench
 from processor.cli.dev import dev
 from processor.cli.run import run
 from processor.cli.schema import app as schema
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(dev)
 app.add_typer(schema, name="schema")
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

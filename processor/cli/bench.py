@@ -9,7 +9,7 @@ import random
 import statistics
 import sys
 import tempfile
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -145,9 +145,9 @@ async def _first(lines: AsyncIterator[dict[str, Any]], wanted: Any, seconds: flo
 
 @asynccontextmanager
 async def _process(*arguments: str, **environment: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """Run ``processor …`` and read the JSON lines it prints; it is stopped on the way out."""
+    """Run ``processor …`` and read the JSON lines it prints or logs; it is stopped on the way out."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "processor", *arguments, stdout=PIPE, env={**os.environ, **environment}
+        sys.executable, "-m", "processor", *arguments, stdout=PIPE, stderr=STDOUT, env={**os.environ, **environment}
     )
     try:
         yield _json_lines(process)
@@ -164,6 +164,7 @@ async def _json_lines(process: Process) -> AsyncIterator[dict[str, Any]]:
         try:
             line = json.loads(raw)
         except ValueError:
-            continue  # a banner for people
+            err.print(raw.decode(errors="replace").rstrip(), markup=False)  # words for people: pass them on
+            continue
         if isinstance(line, dict):
             yield line

@@ -1,0 +1,66 @@
+"""Realtime cut in three ways: jobs are done by polling, the mode returns, nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.faults import FaultProxy
+
+SETTINGS = {"PROCESSOR_HEALTH_SECONDS": "2", "PROCESSOR_LEASE_SECONDS": "9"}
+
+
+def cut(proxy: FaultProxy) -> None:
+    proxy.refuse("websocket")
+    assert proxy.cut("websocket") == 1
+
+
+def freeze(proxy: FaultProxy) -> None:
+    proxy.freeze("websocket")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", [cut, freeze])
+async def test_without_realtime_jobs_are_polled_and_when_it_returns_nothing_was_lost_or_done_twice(shop, fault, eventually):
+    async with FaultProxy(shop.stack.url) as proxy:
+        daemon = await shop.daemon(url=proxy.url, **SETTINGS)
+        before = [await shop.create("pack", items=["x"]) for _ in range(3)]
+        fault(proxy)
+        during = [await shop.create("pack", items=["x"])]
+        await daemon.event("feed.mode", mode="polling", within=40)
+
+        asked = time.monotonic()
+        during += [await shop.create("pack", items=["x"]) for _ in range(3)]
+        for job in during[1:]:
+            started = await daemon.event("job.started", job_id=job["id"], within=7)
+            assert started["wake"] in {"polling", "next", "finish"}
+        assert time.monotonic() - asked < 6, "polling takes 5 s at most"
+
+        await proxy.heal()
+        await eventually(lambda: len(daemon.all("feed.mode", mode="realtime")) == 2, within=40)
+        after = await shop.create("pack", items=["x"])
+        started = await daemon.event("job.started", job_id=after["id"])
+        assert started["wake"] == "realtime"
+
+        everything = [*before, *during, after]
+        for job in everything:
+            await daemon.event("job.finished", job_id=job["id"], within=20)
+        assert sorted(words[1] for words in shop.traced("jobs") if words[0] == "start") == sorted(
+            job["id"] for job in everything
+        )
+        assert {row["status"] for row in await shop.jobs()} == {"completed"}
+        assert len(daemon.all("feed.mode", mode="polling")) == 1, "a change of mode is announced once"
+
+
+async def test_a_daemon_whose_realtime_is_refused_from_the_start_works_by_polling(shop):
+    async with FaultProxy(shop.stack.url) as proxy:
+        proxy.refuse("websocket")
+        daemon = await shop.daemon(url=proxy.url, realtime=False, PROCESSOR_POLL_SECONDS="1")
+        for _ in range(3):
+            job = await shop.create("greet")
+            await daemon.event("job.finished", job_id=job["id"], within=6)
+        assert daemon.all("job.started", wake="polling")
+        assert daemon.all("feed.mode", mode="realtime") == []
+        await proxy.heal()
+        await daemon.event("feed.mode", mode="realtime", within=40)
