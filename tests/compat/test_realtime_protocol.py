@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -196,35 +197,21 @@ async def test_what_is_no_frame_closes_the_socket_with_the_reason(stack, data):
             await line.raw()
 
 
-async def test_a_client_that_does_not_read_is_closed_before_it_fills_the_memory(stack, admin):
+async def test_a_client_that_does_not_read_is_closed_before_it_fills_the_memory(stack):
     topic = f"realtime:{uuid4().hex}"
     async with phone(stack) as loud, phone(stack) as deaf:
         for line in (loud, deaf):
             await line.send(topic, "phx_join", config(broadcast={"ack": True}), ref="1", join_ref="1")
             await line.receive()
         deaf.websocket.transport.pause_reading()
-        text = "x" * 500_000
-        for number in range(60):  # 30 MB, far more than the limit and all buffers on the way
+        text = os.urandom(250_000).hex()  # which compression cannot make small
+        for number in range(40):  # 20 MB, more than the limit and all buffers on the way
             await loud.send(
                 topic, "broadcast", {"event": "e", "payload": text}, ref=str(number), join_ref="1"
             )
             assert (await loud.receive())[1]["status"] == "ok"
         deaf.websocket.transport.resume_reading()
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionClosed, match="1013"):
             async with asyncio.timeout(2 * SECONDS):
                 while True:
                     await deaf.websocket.recv()
-
-
-async def test_nothing_runs_while_nobody_talks(stack, admin):
-    """An open subscription costs no query and no wake-up in the database."""
-    async with publishing(admin) as table, phone(stack) as line:
-        binding = {"event": "*", "schema": "public", "table": await table("id int primary key")}
-        await line.send("realtime:a", "phx_join", config(postgres_changes=[binding]), join_ref="1")
-        await line.receive()
-        await line.receive()
-        queries = "select sum(xact_commit) from pg_stat_database where datname = current_database()"
-        await admin.execute("select pg_stat_force_next_flush()")
-        before = await admin.fetchval("select count(*) from pg_stat_activity where state = 'active'")
-        assert await admin.fetchval(queries) is not None
-        assert before == 1  # this one

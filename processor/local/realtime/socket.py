@@ -57,8 +57,10 @@ class Socket:
         sender = asyncio.create_task(self._send(), name="realtime-socket-send")
         try:
             await asyncio.wait({receiver, sender, self._overflow}, return_when=asyncio.FIRST_COMPLETED)
-            if receiver.done() and self._closing:
-                await asyncio.wait({sender, self._overflow}, timeout=CLOSE_TIMEOUT)
+            if receiver.done() and self._closing:  # the sender still has a reason to give
+                await asyncio.wait(
+                    {sender, self._overflow}, timeout=CLOSE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
             self._closing = True
             for channel in list(self._channels.values()):
