@@ -181,10 +181,9 @@ async def test_on_a_terminal_it_draws_in_place_within_the_width(home: Path):
     assert running.processes() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["local mode:", "wake-up:"])
-async def test_interrupted_it_stops_everything_and_ends_with_1(
-    home: Path, number: signal.Signals, moment: str
+@pytest.mark.parametrize(("moment", "number"), [("local mode:", signal.SIGTERM), ("wake-up:", signal.SIGINT)])
+async def test_an_interrupted_demo_stops_everything_and_ends_with_1(
+    home: Path, moment: str, number: signal.Signals
 ):
     async with demo(home) as running:
         await running.says(moment)

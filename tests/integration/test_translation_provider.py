@@ -113,8 +113,10 @@ async def test_without_a_key_the_words_get_accents_and_the_provider_says_so(
         monkeypatch.setenv("OPENAI_API_KEY", key)
     seen: list[tuple[int, int]] = []
     async with open_provider() as provider:
-        first = await provider.translate(CARD, "sv", lambda ready, sections: seen.append((ready, sections)))
-        again = await provider.translate(CARD, "sv", nothing)
+        first, again = await asyncio.gather(
+            provider.translate(CARD, "sv", lambda ready, sections: seen.append((ready, sections))),
+            provider.translate(CARD, "sv", nothing),
+        )
     assert provider.name == "pseudo"
     assert "OPENAI_API_KEY" in provider.about
     assert first.title == "Yöur first söurdöugh"

@@ -158,7 +158,10 @@ def rows(console: Console, title: str, columns: tuple[str, ...], found: list[Row
     """Show rows of a table as they are in the database."""
     table = _table(title)
     for column in columns:
-        table.add_column(column, header_style=QUIET, no_wrap=True, overflow="ellipsis")
+        cells = [_cell(row[column]) for row in found]
+        # where there is no room, the last column is cut
+        needed = None if column == columns[-1] else max(map(len, cells), default=0)
+        table.add_column(column, header_style=QUIET, no_wrap=True, overflow="ellipsis", min_width=needed)
     for row in found:
         table.add_row(*(_cell(row[column]) for column in columns))
     console.print(Padding(table, (0, 1, 1, 1)))
