@@ -7,6 +7,7 @@ behaves: joins are answered, changes are announced as streamed, broadcasts are a
 import asyncio
 import http
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,8 @@ class Phoenix:
     streams: bool = True
     """Say, after a join, that changes are streamed."""
     acknowledges: bool = True
+    ack_error: str | None = None
+    """Answer broadcasts with this error."""
 
     joined: list[Joined] = field(default_factory=list)
     """Every channel ever joined."""
@@ -96,7 +99,7 @@ class Phoenix:
         self._server.close()
         await self._server.wait_closed()
 
-    async def until(self, predicate: "Any", timeout: float = 10.0) -> None:  # noqa: ASYNC109  a deadline for tests
+    async def until(self, predicate: Callable[["Phoenix"], object], timeout: float = 10.0) -> None:  # noqa: ASYNC109  a deadline for tests
         """Wait until a predicate over this server is true."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: predicate(self))
@@ -138,7 +141,9 @@ class Phoenix:
                 self.joined.append(channel)
             case "broadcast":
                 self.probes += 1
-                if self.acknowledges:
+                if self.ack_error:
+                    await self._reply(channel, "error", {"reason": self.ack_error})
+                elif self.acknowledges:
                     await self._reply(channel, "ok", {})
             case "phx_leave":
                 await self._reply(channel, "ok", {})

@@ -47,11 +47,14 @@ Cause = Literal[
     "crashed",  # an exception nobody foresaw
 ]
 
-_LIMITS = ("RateLimit", "TooMany", "Too many", "DisabledForTenant")
-"""How Realtime words its limits, in refusals, system messages and close reasons."""
+_LIMITS = ("HTTP 4", "RateLimit", "TooMany", "Too many", "DisabledForTenant")
+"""How Realtime words that it will not: to a handshake, a join, in a system message or a close reason."""
 
 _ROUNDING = timedelta(milliseconds=10)
 """The time of a heartbeat comes by two ways, each with a precision of its own."""
+
+_UNREAD = 0.1
+"""Seconds after a deadline in which an answer counts: it may lie unread if a handler blocked the loop."""
 
 _JOB_COLUMNS = ["id", "queue"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
@@ -69,7 +72,7 @@ class Ending:
     @property
     def insisting_is_pointless(self) -> bool:
         """Whether the server said no in a way that a quick retry would only make worse."""
-        return self.cause == "refused" or any(word in self.detail for word in _LIMITS)
+        return any(word in self.detail for word in _LIMITS)
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.detail}" if self.detail else self.cause
@@ -187,7 +190,7 @@ class Incarnation:
         """Expect the heartbeat the server made at this time (its clock) to come back as a change."""
         if not self.ready or self._has_echoed(at) or self._awaited:
             return
-        timer = self._loop.call_later(self._timings.echo_timeout, self._miss_echo)
+        timer = self._loop.call_later(self._timings.echo_timeout, self._read_on)
         self._awaited = (at, timer)
 
     def judge(self) -> None:
@@ -259,6 +262,7 @@ class Incarnation:
                 push.receive(RealtimeAcknowledgementStatus.Error, refuse)
                 await _first_of(acknowledged, self._ended)
         except TimeoutError:
+            await asyncio.wait({acknowledged}, timeout=_UNREAD)
             if not acknowledged.done():
                 self.end("ack_timeout", f"no acknowledgement within {self._timings.ack_timeout:g} s")
 
@@ -376,6 +380,10 @@ class Incarnation:
             self._awaited[1].cancel()
             self._awaited = None
         self._on_echo()
+
+    def _read_on(self) -> None:
+        if self._awaited:
+            self._awaited = (self._awaited[0], self._loop.call_later(_UNREAD, self._miss_echo))
 
     def _miss_echo(self) -> None:
         self.end("echo_timeout", f"the heartbeat did not come back within {self._timings.echo_timeout:g} s")

@@ -9,6 +9,7 @@ polling ───────────────▶ realtime ────�
 
 import asyncio
 import itertools
+import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -141,13 +142,16 @@ class Feed:
 
     async def _supervise(self) -> None:
         failures = 0
+        told: str | None = None
         for number in itertools.count(1):
             began = asyncio.get_running_loop().time()
             ending = await self._live(number)
             lived = asyncio.get_running_loop().time() - began
             failures = 1 if lived >= self._timings.health_interval else failures + 1
             pause = self._pause(failures, ending)
-            log.info(
+            # an outage of an hour is a thousand equal endings: one of them is news
+            log.log(
+                logging.DEBUG if failures > 1 and ending.cause == told else logging.INFO,
                 "feed.ended",
                 cause=ending.cause,
                 detail=ending.detail,
@@ -155,6 +159,7 @@ class Feed:
                 lived_s=round(lived, 3),
                 retry_in_s=round(pause, 3),
             )
+            told = ending.cause
             await asyncio.sleep(pause)
 
     async def _only_poll(self) -> None:
@@ -228,7 +233,7 @@ class Feed:
         self._mode = mode
         self._since = datetime.now(UTC)
         log.log(
-            30 if mode == "polling" else 20,
+            logging.WARNING if mode == "polling" else logging.INFO,
             "feed.mode",
             mode=mode,
             reason=reason,

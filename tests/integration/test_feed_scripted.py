@@ -158,6 +158,11 @@ async def send_a_frame_over_a_mebibyte(phoenix: Phoenix) -> None:
     await phoenix.joined[-1].change("jobs", "INSERT", {"id": "x" * 1_100_000})
 
 
+async def kill_the_listener(phoenix: Phoenix) -> None:
+    # the client expects a reference in every entry, and reads no more after the KeyError
+    await phoenix.joined[-1].push("presence_state", {"somebody": {"metas": [{}]}})
+
+
 @pytest.mark.parametrize(
     ("fail", "cause"),
     [
@@ -170,6 +175,7 @@ async def send_a_frame_over_a_mebibyte(phoenix: Phoenix) -> None:
         (send_system_error, "channel_error"),
         (expire_the_token, "channel_error"),
         (send_a_frame_over_a_mebibyte, "closed"),
+        (kill_the_listener, "listener_died"),
     ],
 )
 async def test_a_bad_sign_means_polling_at_once_and_recovery_after_it(
@@ -201,6 +207,17 @@ async def test_a_mute_server_is_noticed_by_the_missing_acknowledgement(phoenix: 
         await watched.polling()
         assert watched.last_cause == "ack_timeout"
         phoenix.acknowledges = True
+        await watched.live()
+
+
+async def test_an_error_for_an_acknowledgement_ends_the_incarnation(phoenix: Phoenix):
+    async with ObservedFeed(phoenix.url) as watched:
+        await watched.live()
+        phoenix.ack_error = "no such channel"
+        await watched.polling()
+        assert watched.last_cause == "ack_refused"
+        assert "no such channel" in (watched.feed.status.last_ending or "")
+        phoenix.ack_error = None
         await watched.live()
 
 
@@ -292,6 +309,22 @@ async def test_a_process_too_slow_to_see_the_word_in_time_does_not_throw_it_away
         assert watched.feed.status.incarnations == 1
 
 
+async def test_a_handler_that_blocks_the_loop_does_not_cost_a_healthy_connection(phoenix: Phoenix):
+    async with ObservedFeed(phoenix.url) as watched:
+        await watched.live()
+        await phoenix.until(lambda p: p.probes > 0)
+        now = datetime.now(UTC)
+        watched.feed.heartbeat_sent(now)
+        row = {"id": watched.worker_id, "heartbeat_at": now.isoformat()}
+        await phoenix.joined[-1].change("job_workers", "UPDATE", row)
+        # longer than an acknowledgement or an echo may take: both lie unread in the socket
+        time.sleep(FAST.echo_timeout * 1.5)  # noqa: ASYNC251  the blocking handler
+        await watched.said_more("row")
+        seen = phoenix.probes
+        await phoenix.until(lambda p: p.probes > seen + 2)
+        assert "mode:polling" not in watched.said
+
+
 # -- the echo -------------------------------------------------------------------------------------
 
 
@@ -366,7 +399,8 @@ async def test_a_heartbeat_sent_while_not_live_is_not_waited_for(phoenix: Phoeni
 
 
 async def test_an_exception_in_a_callback_does_not_deafen_the_feed(phoenix: Phoenix):
-    watched = ObservedFeed(phoenix.url)
+    # printing a traceback takes its time
+    watched = ObservedFeed(phoenix.url, timings=replace(FAST, ack_timeout=10))
     calm = watched._on_wake
     angry = True
 

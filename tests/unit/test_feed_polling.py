@@ -84,6 +84,8 @@ def test_pauses_grow_to_the_cap_are_jittered_and_never_end():
     ("ending", "long"),
     [
         (Ending("refused", "HTTP 429"), True),
+        (Ending("refused", "HTTP 401"), True),
+        (Ending("refused", "HTTP 503"), False),
         (Ending("join_refused", '{"reason": "ClientJoinRateLimitReached: Too many joins per second"}'), True),
         (Ending("channel_error", '{"status": "error", "message": "Too many messages per second"}'), True),
         (Ending("join_refused", '{"reason": "RealtimeDisabledForTenant"}'), True),
