@@ -7,18 +7,20 @@ import asyncpg
 REMOVE = """
 do $$
 declare
-  found record;
+  statement text;
 begin
-  for found in
-    select format('drop %s if exists public.%I cascade', case relkind when 'v' then 'view' else 'table' end, relname)
-      as statement
-    from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'v') and relname like 'rest\\_%'
-    union all
+  for statement in
     select format('drop function if exists %s cascade', oid::regprocedure)
-    from pg_proc where pronamespace = 'public'::regnamespace and proname like 'rest\\_%'
-    order by 1 -- functions, which would go with their tables, first
+      from pg_proc
+     where pronamespace = 'public'::regnamespace and proname like 'rest\\_%'
+     union all
+    select format('drop %s if exists public.%I cascade', case relkind when 'v' then 'view' else 'table' end,
+           relname)
+      from pg_class
+     where relnamespace = 'public'::regnamespace and relkind in ('r', 'v') and relname like 'rest\\_%'
+     order by 1 -- functions, which would go with their tables, first
   loop
-    execute found.statement;
+    execute statement;
   end loop;
 end
 $$

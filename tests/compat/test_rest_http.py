@@ -260,6 +260,18 @@ async def test_nothing_in_a_query_string_becomes_sql(http: httpx.AsyncClient, pa
     assert len((await http.get("/rest_films")).json()) == 4
 
 
+async def test_a_null_character_is_refused(http: httpx.AsyncClient) -> None:
+    for query in ("title=eq.a%00b", "select=%22a%00b%22", "details->>a%00b=eq.1"):
+        answer = await http.get(f"/rest_films?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "PGRST100")
+
+
+async def test_a_query_can_be_nested_only_so_deep(http: httpx.AsyncClient) -> None:
+    deep = "(" + "and(" * 500 + "id.eq.1" + ")" * 501
+    answer = await http.get("/rest_films", params={"or": deep})
+    assert (answer.status_code, answer.json()["code"]) == (400, "PGRST100")
+
+
 async def test_backslashes_and_quotes_in_json_paths_are_keys(http: httpx.AsyncClient) -> None:
     answer = await http.get("/rest_films", params={"select": "a:details->>it's\\", "id": "eq.1"})
     assert answer.json() == [{"a": None}]

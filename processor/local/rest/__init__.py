@@ -4,7 +4,7 @@ A request goes through small steps, one module each::
 
     routes.py    HTTP: who asks (key, token, role), which table or function, which answer
     request.py   headers: Prefer, Accept, Range, profiles, body
-    query.py     the query string → what to select, filter, order and embed
+    parse.py     the query string → what to select, filter, order and embed (query.py)
     schema.py    what the database has: relations, foreign keys, functions, roles; reloaded when stale
     watch.py     hears when that is
     read.py      → SQL that reads a relation (or the rows a function or a write returned)

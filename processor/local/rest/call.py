@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from typing import Any
 
 from processor.local.rest.errors import RestError
@@ -17,6 +16,7 @@ from processor.local.rest.schema import SCHEMA, Argument, Function, Relation, Sc
 ARGUMENTS = '"_rest_arguments"'
 CALL = '"_rest_call"'
 SOURCE = '"_rest_source"'
+NO_BODY: tuple[str, Any] = ("{}", {})
 
 
 def find(schema: Schema, name: str, given: list[str], *, posted: bool) -> Function:
@@ -160,12 +160,8 @@ def _suggestion(schema: Schema, name: str, given: list[str], overloads: list[Fun
     return f"Perhaps you meant to call the function {SCHEMA}.{found}" if found else None
 
 
-def argument_names(payload: tuple[str, Any]) -> list[str]:
-    """Name the arguments in a body; only an object has any."""
-    _, parsed = payload
-    return list(parsed) if isinstance(parsed, dict) else []
-
-
-def empty() -> tuple[str, Any]:
-    """Stand for a call without a body."""
-    return "{}", json.loads("{}")
+def argument_names(parameters: Parameters, payload: tuple[str, Any] | None) -> list[str]:
+    """Name the arguments given: in the query string, or in a body, of which only an object has any."""
+    if payload is None:
+        return list(dict.fromkeys(name for name, _ in parameters.arguments))
+    return list(payload[1]) if isinstance(payload[1], dict) else []

@@ -73,7 +73,7 @@ class RestError(Exception):
 
 
 def unreadable(what: str, text: str, position: int, details: str) -> RestError:
-    """Part ``what`` of the query string cannot be parsed; ``position`` counts from 0."""
+    """Say that part ``what`` of the query string cannot be parsed; ``position`` counts from 0."""
     return RestError(
         400,
         "PGRST100",
@@ -83,7 +83,7 @@ def unreadable(what: str, text: str, position: int, details: str) -> RestError:
 
 
 def unsupported(details: str) -> RestError:
-    """PostgREST knows this, the local gateway does not."""
+    """Say that PostgREST knows this, but the local gateway does not."""
     return RestError(
         400,
         "PGRST127",
@@ -94,7 +94,7 @@ def unsupported(details: str) -> RestError:
 
 
 def no_column(relation: str, column: str) -> RestError:
-    """A column named in a filter does not exist (the message is PostgreSQL's own)."""
+    """Say in PostgreSQL's words that a column named in a filter does not exist."""
     return RestError(400, "42703", f"column {relation}.{column} does not exist")
 
 
@@ -125,7 +125,7 @@ def from_postgres(error: asyncpg.PostgresError, *, anonymous: bool) -> RestError
 
 
 def _raised_response(message: str, detail: str | None) -> RestError:
-    """``raise sqlstate 'PGRST'`` decides the whole response: body in MESSAGE, status and headers in DETAIL."""
+    """Obey ``raise sqlstate 'PGRST'``: the body is in MESSAGE, status and headers are in DETAIL."""
     try:
         body, control = json.loads(message), json.loads(detail or "")
         return RestError(

@@ -45,8 +45,9 @@ class Caller:
             "request.path": self.path,
             "request.headers": json.dumps(self.headers),
         }
-        calls = ", ".join(f"set_config('{name}', {literal(value)}, true)" for name, value in settings.items())
-        return f"begin{' read only' if read_only else ''}; set local role {quote(self.claims.role)}; select {calls}"
+        calls = ", ".join(f"set_config('{name}', {literal(text)}, true)" for name, text in settings.items())
+        begin = "begin read only" if read_only else "begin"
+        return f"{begin}; set local role {quote(self.claims.role)}; select {calls}"
 
     def check_role(self, schema: Schema) -> None:
         """Refuse a role that the gateway may not become.

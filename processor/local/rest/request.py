@@ -154,7 +154,8 @@ def rows_range(request: Request) -> tuple[int, int | None]:
             416,
             "PGRST103",
             "Requested range not satisfiable",
-            details="The lower boundary must be lower than or equal to the upper boundary in the Range header.",
+            details="The lower boundary must be lower than or equal to the upper boundary in the Range "
+            "header.",
         )
     return first, int(last) - first + 1
 

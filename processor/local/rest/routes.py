@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote_plus
 
 import asyncpg
@@ -15,10 +16,12 @@ from starlette.routing import Route
 
 from processor.local.context import GatewayContext
 from processor.local.jwt import JwtError
-from processor.local.rest import call, write
+from processor.local.rest import call
+from processor.local.rest.call import SOURCE
 from processor.local.rest.errors import RestError
 from processor.local.rest.execute import Answer, Caller, run
-from processor.local.rest.query import Parameters, Query, parse
+from processor.local.rest.parse import parse
+from processor.local.rest.query import Parameters, Query
 from processor.local.rest.read import Reader, Statement
 from processor.local.rest.request import (
     Accept,
@@ -31,6 +34,7 @@ from processor.local.rest.request import (
 )
 from processor.local.rest.schema import SCHEMA, Function, Relation, Schema, SchemaCache, quote
 from processor.local.rest.watch import SchemaWatch
+from processor.local.rest.write import Write
 
 PREFIX = "/rest/v1"
 READS = {"GET", "HEAD"}
@@ -40,6 +44,28 @@ STALE = {"42703", "42704", "42883", "42P01", "PGRST200", "PGRST202", "PGRST204",
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Build = Callable[[Schema, Statement], bool]  # fills the statement; says whether it only reads
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, understood as far as that is possible without the schema."""
+
+    request: Request
+    name: str
+    caller: Caller
+    parameters: Parameters
+    wishes: Preferences
+    shape: Accept
+
+    @property
+    def head(self) -> bool:
+        """Whether the body is left out."""
+        return self.request.method == "HEAD"
+
+    @property
+    def is_call(self) -> bool:
+        """Whether a function is called."""
+        return self.caller.path.startswith("/rpc/")
 
 
 class Rest:
@@ -72,113 +98,86 @@ class Rest:
 
     async def _relation(self, request: Request) -> Response:
         """Read or write a table or a view."""
-        name = request.path_params["name"]
-        caller = self._caller(request, f"/{name}")
-        parameters = parse(_pairs(request))
-        wishes, shape = preferences(request), accept(request)
+        ask = self._ask(request, "/{name}", calls=False)
         if request.method in READS:
-            return await self._read(request, caller, name, parameters, wishes, shape)
+            return await self._read(ask)
         if request.method == "PUT":
             raise RestError(405, "PGRST117", "Unsupported HTTP method: PUT")
-        return await self._write(request, caller, name, parameters, wishes, shape)
+        return await self._write(ask)
 
     async def _call(self, request: Request) -> Response:
         """Call a function."""
-        name = request.path_params["name"]
-        caller = self._caller(request, f"/rpc/{name}")
         if request.method not in {*READS, "POST"}:
             raise RestError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
         posted = request.method == "POST"
-        parameters = parse(_pairs(request), calls=not posted)
-        wishes, shape = preferences(request), accept(request)
-        _apply_range(request, parameters.query)
-        payload = (await body(request) if await request.body() else call.empty()) if posted else None
-        names = [key for key, _ in parameters.arguments] if payload is None else call.argument_names(payload)
-        head = request.method == "HEAD"
+        ask = self._ask(request, "/rpc/{name}", calls=not posted)
+        query = ask.parameters.query
+        _apply_range(request, query)
+        payload = (await body(request) if await request.body() else call.NO_BODY) if posted else None
+        names = call.argument_names(ask.parameters, payload)
         found: Function | None = None
 
         def build(schema: Schema, statement: Statement) -> bool:
             nonlocal found
-            found = call.find(schema, name, list(dict.fromkeys(names)), posted=posted)
+            found = call.find(schema, ask.name, names, posted=posted)
             statement.sql = call.call(
                 Reader(schema, statement),
                 found,
-                parameters,
+                ask.parameters,
                 payload,
-                accept=shape,
-                count=wishes.count is not None,
-                head=head,
+                accept=ask.shape,
+                count=ask.wishes.count is not None,
+                head=ask.head,
             )
             return not posted or not found.volatile
 
-        answer = await self._run(caller, build, _checks(shape, wishes, parameters.query.offset))
+        answer = await self._run(ask.caller, build, _checks(ask, query.offset))
         if found is not None and found.returns_void:
-            return Response(status_code=204, headers=wishes.applied())
-        return _page(answer, parameters.query.offset, shape, wishes, head=head)
+            return Response(status_code=204, headers=ask.wishes.applied())
+        return _page(ask, answer)
 
-    async def _read(
-        self,
-        request: Request,
-        caller: Caller,
-        name: str,
-        parameters: Parameters,
-        wishes: Preferences,
-        shape: Accept,
-    ) -> Response:
-        query = parameters.query
-        _apply_range(request, query)
-        head = request.method == "HEAD"
+    async def _read(self, ask: Ask) -> Response:
+        query, count = ask.parameters.query, ask.wishes.count
+        _apply_range(ask.request, query)
 
         def build(schema: Schema, statement: Statement) -> bool:
-            relation, source = _known(schema, name), quote(SCHEMA, name)
-            exactly = wishes.count in {"exact", "estimated"}
+            relation, source = _known(schema, ask.name), quote(SCHEMA, ask.name)
+            exactly = count in {"exact", "estimated"}
             reader = Reader(schema, statement)
-            if wishes.count in {"planned", "estimated"}:
+            if count in {"planned", "estimated"}:
                 plan = statement.estimate = Statement()
                 plan.sql = f"explain (format json) {Reader(schema, plan).everything(relation, query, source)}"
-            statement.sql = reader.rows(relation, query, source, accept=shape, count=exactly, head=head)
+            statement.sql = reader.rows(
+                relation, query, source, accept=ask.shape, count=exactly, head=ask.head
+            )
             return True
 
-        answer = await self._run(caller, build, _checks(shape, wishes, query.offset))
-        return _page(answer, query.offset, shape, wishes, head=head)
+        answer = await self._run(ask.caller, build, _checks(ask, query.offset))
+        return _page(ask, answer)
 
-    async def _write(
-        self,
-        request: Request,
-        caller: Caller,
-        name: str,
-        parameters: Parameters,
-        wishes: Preferences,
-        shape: Accept,
-    ) -> Response:
-        payload = await body(request) if request.method != "DELETE" else None
-        wanted = wishes.returning == "representation"
+    async def _write(self, ask: Ask) -> Response:
+        method, returned = ask.request.method, ask.wishes.returning
+        payload = await body(ask.request) if method != "DELETE" else None
 
         def build(schema: Schema, statement: Statement) -> bool:
-            relation = _known(schema, name)
+            relation = _known(schema, ask.name)
             reader = Reader(schema, statement)
-            returning = write.returning(reader, relation, parameters, wishes)
+            write = Write(reader, relation, ask.parameters, ask.wishes)
             if payload is None:
-                sql = write.delete(reader, relation, parameters, returning)
-            elif request.method == "POST":
-                sql = write.insert(reader, relation, parameters, wishes, payload, returning)
+                sql = write.delete()
             else:
-                sql = write.update(reader, relation, parameters, payload, returning)
-            source = '"_rest_source"'
-            if wanted:
+                sql = write.insert(*payload) if method == "POST" else write.update(*payload)
+            if returned == "representation":
                 outer = reader.rows(
-                    relation, parameters.query, source, accept=shape, filtered=False, limited=False
+                    relation, ask.parameters.query, SOURCE, accept=ask.shape, filtered=False, limited=False
                 )
             else:
-                keys = (
-                    f"(json_agg({source}) -> 0)::text" if wishes.returning == "headers-only" else "null::text"
-                )
-                outer = f"select null::bigint as total, count(*) as rows, {keys} as body from {source}"
-            statement.sql = f"with {source} as ({sql}) {outer}"
+                keys = f"(json_agg({SOURCE}) -> 0)::text" if returned == "headers-only" else "null::text"
+                outer = f"select null::bigint as total, count(*) as rows, {keys} as body from {SOURCE}"
+            statement.sql = f"with {SOURCE} as ({sql}) {outer}"
             return False
 
-        answer = await self._run(caller, build, _checks(shape, wishes, 0, single=wanted and shape.single))
-        return _written(request, name, answer, shape, wishes)
+        return _written(ask, await self._run(ask.caller, build, _checks(ask, 0)))
 
     async def _run(self, caller: Caller, build: Build, check: Callable[[Answer], None]) -> Answer:
         """Build and run; once more if that failed for what may have changed since the catalogs were read."""
@@ -210,22 +209,26 @@ class Rest:
                 details=str(error),
             ) from error
 
-    def _caller(self, request: Request, path: str) -> Caller:
+    def _ask(self, request: Request, path: str, *, calls: bool) -> Ask:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token:
             token = request.headers.get("apikey", "")
         try:
             claims = self._context.jwt.verify(token.strip())
         except JwtError as error:
+            challenge = f'Bearer error="invalid_token", error_description="{error.message}"'
             raise RestError(
-                401,
-                error.code,
-                error.message,
-                headers={
-                    "WWW-Authenticate": f'Bearer error="invalid_token", error_description="{error.message}"'
-                },
+                401, error.code, error.message, headers={"WWW-Authenticate": challenge}
             ) from error
-        return Caller(claims, request.method, path, dict(request.headers))
+        name = request.path_params["name"]
+        return Ask(
+            request=request,
+            name=name,
+            caller=Caller(claims, request.method, path.format(name=name), dict(request.headers)),
+            parameters=parse(_pairs(request), calls=calls),
+            wishes=preferences(request),
+            shape=accept(request),
+        )
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:
@@ -242,7 +245,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
 
 
 def _pairs(request: Request) -> list[tuple[str, str]]:
-    return parse_qsl(request.url.query, keep_blank_values=True)
+    return parse_qsl(request.scope["query_string"].decode(errors="replace"), keep_blank_values=True)
 
 
 def _known(schema: Schema, name: str) -> Relation:
@@ -260,20 +263,20 @@ def _apply_range(request: Request, query: Query) -> None:
         query.limit = limit if query.limit is None else max(0, min(query.limit - offset, limit))
 
 
-def _checks(
-    shape: Accept, wishes: Preferences, offset: int, *, single: bool | None = None
-) -> Callable[[Answer], None]:
+def _checks(ask: Ask, offset: int) -> Callable[[Answer], None]:
     """Return what must hold before the transaction may commit."""
+    most = ask.wishes.max_affected
+    returns_rows = ask.request.method in READS or ask.is_call or ask.wishes.returning == "representation"
 
     def check(answer: Answer) -> None:
-        if (shape.single if single is None else single) and answer.rows != 1:
+        if ask.shape.single and returns_rows and answer.rows != 1:
             raise RestError(
                 406,
                 "PGRST116",
                 "Cannot coerce the result to a single JSON object",
                 details=f"The result contains {answer.rows} rows",
             )
-        if wishes.max_affected is not None and answer.rows > wishes.max_affected:
+        if most is not None and answer.rows > most:
             raise RestError(
                 400,
                 "PGRST124",
@@ -291,14 +294,15 @@ def _checks(
     return check
 
 
-def _page(answer: Answer, offset: int, shape: Accept, wishes: Preferences, *, head: bool) -> Response:
+def _page(ask: Ask, answer: Answer) -> Response:
     """Answer a read: 206 when it is known that there is more."""
     partial = answer.total is not None and answer.rows < answer.total
+    content_range = _content_range(answer, ask.parameters.query.offset)
     return Response(
-        b"" if head else answer.body,
+        b"" if ask.head else answer.body,
         status_code=206 if partial else 200,
-        headers={"Content-Range": _content_range(answer, offset), **wishes.applied()},
-        media_type=shape.media_type,
+        headers={"Content-Range": content_range, **ask.wishes.applied()},
+        media_type=ask.shape.media_type,
     )
 
 
@@ -307,15 +311,15 @@ def _content_range(answer: Answer, offset: int) -> str:
     return f"{offset}-{offset + answer.rows - 1}/{total}" if answer.rows else f"*/{total}"
 
 
-def _written(request: Request, name: str, answer: Answer, shape: Accept, wishes: Preferences) -> Response:
-    total = str(answer.rows) if wishes.count else "*"
-    reach = f"0-{answer.rows - 1}" if request.method == "PATCH" and answer.rows else "*"
-    headers = {"Content-Range": f"{reach}/{total}", **wishes.applied()}
-    created = request.method == "POST"
-    if wishes.returning == "representation":
-        return Response(answer.body, 201 if created else 200, headers, shape.media_type)
-    if created and wishes.returning == "headers-only" and answer.body and answer.rows == 1:
+def _written(ask: Ask, answer: Answer) -> Response:
+    created, patched = ask.request.method == "POST", ask.request.method == "PATCH"
+    total = str(answer.rows) if ask.wishes.count else "*"
+    reach = f"0-{answer.rows - 1}" if patched and answer.rows else "*"
+    headers = {"Content-Range": f"{reach}/{total}", **ask.wishes.applied()}
+    if ask.wishes.returning == "representation":
+        return Response(answer.body, 201 if created else 200, headers, ask.shape.media_type)
+    if created and ask.wishes.returning == "headers-only" and answer.body and answer.rows == 1:
         keys = json.loads(answer.body)
         where = "&".join(f"{quote_plus(key)}=eq.{quote_plus(str(value))}" for key, value in keys.items())
-        headers["Location"] = f"/{name}?{where}"
+        headers["Location"] = f"/{ask.name}?{where}"
     return Response(status_code=201 if created else 204, headers=headers)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SCHEMA = "public"
 
 TYPES = """
-select t.oid, quote_ident(n.nspname) || '.' || quote_ident(t.typname) as name, t.typarray, t.typtype::text as kind
+select t.oid, quote_ident(n.nspname) || '.' || quote_ident(t.typname) as name, t.typarray,
+  t.typtype::text as kind
 from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
 """
 COLUMNS = """
@@ -32,7 +33,8 @@ select k.conname, k.contype::text as kind, c.relname, f.relname as foreign_relna
   array(select a.attname::text from unnest(k.conkey) with ordinality u(n, i)
     join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and a.attnum = u.n order by u.i) as columns,
   array(select a.attname::text from unnest(k.confkey) with ordinality u(n, i)
-    join pg_catalog.pg_attribute a on a.attrelid = k.confrelid and a.attnum = u.n order by u.i) as foreign_columns
+    join pg_catalog.pg_attribute a on a.attrelid = k.confrelid and a.attnum = u.n order by u.i)
+    as foreign_columns
 from pg_catalog.pg_constraint k
 join pg_catalog.pg_class c on c.oid = k.conrelid
 left join pg_catalog.pg_class f on f.oid = k.confrelid

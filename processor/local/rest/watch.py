@@ -1,4 +1,4 @@
-"""Hear when the schema changed: ``notify pgrst, 'reload schema'``, sent by an event trigger and by migrations."""
+"""Hear when the schema changed: ``notify pgrst, 'reload schema'``, from an event trigger or a migration."""
 
 from __future__ import annotations
 
