@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import structlog
@@ -25,13 +25,9 @@ def set_up(
     ]
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     last: list[structlog.typing.Processor] = (
-        [redactor(secrets), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if console
-        else [
-            structlog.processors.format_exc_info,
-            redactor(secrets),
-            structlog.processors.JSONRenderer(default=str),
-        ]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -43,7 +39,7 @@ def set_up(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, redactor(secrets)],
         )
     )
     root = logging.getLogger()
@@ -53,25 +49,15 @@ def set_up(
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def redactor(secrets: tuple[str, ...]) -> structlog.typing.Processor:
-    """Make a processor that replaces every secret, however deep it hides in an event."""
+def redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, Any], str]:
+    """Make the last processor, which hides every secret in the finished line, tracebacks included."""
     known = tuple(secret for secret in secrets if len(secret) >= 8)  # shorter ones would mangle words
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            for secret in known:
-                value = value.replace(secret, "[redacted]")
-            return value
-        if isinstance(value, dict):
-            return {clean(key): clean(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(entry) for entry in value]
-        return value
-
-    def redact(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        for key, value in event.items():
-            event[key] = clean(value)
-        return event
+    def redact(_logger: Any, _name: str, line: Any) -> str:
+        text = str(line)
+        for secret in known:
+            text = text.replace(secret, "[redacted]")
+        return text
 
     return redact
 

@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,45 +15,49 @@ PATIENCE = 15.0
 
 
 class Daemon:
-    """``processor run`` as a child process, whose log lines are its ``events``."""
+    """``processor run`` as a child process, whose log lines are its ``events``.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    It belongs to no event loop, so that tests with loops of their own can share one.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.events: list[dict[str, Any]] = []
         self.text: list[str] = []
-        self._news = asyncio.Condition()
-        self._reader = asyncio.create_task(self._read(), name="daemon-log")
+        self._reader = threading.Thread(target=self._read, name="daemon-log", daemon=True)
+        self._reader.start()
 
     @classmethod
     async def start(cls, target: str, environment: dict[str, str], *arguments: str) -> "Daemon":
+        """Launch one from a test."""
+        return cls.launch(target, environment, *arguments)
+
+    @classmethod
+    def launch(cls, target: str, environment: dict[str, str], *arguments: str) -> "Daemon":
         """Start ``processor run target`` with only ``environment`` beside what Python needs."""
         clean = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SUPABASE", "PROCESSOR"))
         }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "processor", "run", target, *arguments),
+        process = subprocess.Popen(
+            [sys.executable, "-m", "processor", "run", target, *arguments],
             env={**clean, "PROCESSOR_LOG_FORMAT": "json", **environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            limit=2**22,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches pytest, which then ends this
         )
         return cls(process)
 
-    async def _read(self) -> None:
+    def _read(self) -> None:
         assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            async with self._news:
+        with self.process.stderr as lines:
+            for line in lines:
                 try:
                     self.events.append(json.loads(line))
                 except ValueError:
                     self.text.append(line.decode().rstrip())
-                self._news.notify_all()
-        async with self._news:
-            self._news.notify_all()
 
     async def event(
         self,
@@ -62,25 +68,15 @@ class Daemon:
         **fields: Any,
     ) -> dict[str, Any]:
         """Return the first event of this name with these fields, waiting for it."""
-
-        def found() -> dict[str, Any] | None:
-            for event in self.events:
-                if event["event"] == name and fields.items() <= event.items() and where(event):
-                    return event
-            return None
-
         deadline = time.monotonic() + within
-        async with self._news:
-            while (event := found()) is None:
-                left = deadline - time.monotonic()
-                assert left > 0, f"no {name} {fields} within {within} s:\n{self.log()}"
-                assert not self._reader.done(), f"it ended without {name} {fields}:\n{self.log()}"
-                try:
-                    async with asyncio.timeout(left):
-                        await self._news.wait()
-                except TimeoutError:
-                    continue
-        return event
+        while True:
+            over = not self._reader.is_alive()
+            found = next((event for event in self.all(name, **fields) if where(event)), None)
+            if found is not None:
+                return found
+            assert not over, f"it ended without {name} {fields}:\n{self.log()}"
+            assert time.monotonic() < deadline, f"no {name} {fields} within {within} s:\n{self.log()}"
+            await asyncio.sleep(0.01)
 
     async def ready(self) -> "Daemon":
         """Wait until it takes jobs, woken by Realtime."""
@@ -102,14 +98,19 @@ class Daemon:
 
     async def ended(self, within: float = PATIENCE) -> int:
         """Wait for its end; return the exit code."""
-        async with asyncio.timeout(within):
-            code = await self.process.wait()
-            await self._reader
-        return code
+        deadline = time.monotonic() + within
+        while self.process.poll() is None or self._reader.is_alive():
+            assert time.monotonic() < deadline, f"it did not end within {within} s:\n{self.log()}"
+            await asyncio.sleep(0.01)
+        return self.process.returncode
 
     async def close(self) -> None:
         """End it, whatever state it is in."""
-        if self.process.returncode is None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill it if it still runs."""
+        if self.process.poll() is None:
             self.process.kill()
-        await self.process.wait()
-        await self._reader
+        self.process.wait()
+        self._reader.join()

@@ -1,8 +1,9 @@
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from typing_extensions import TypedDict
 
 from processor import JobContext, Processor, UsageError
 

@@ -1,4 +1,3 @@
-import asyncio
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -33,7 +32,7 @@ def caused_by(cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "code", "retryable"),
     [
-        (asyncio.TimeoutError(), "UPSTREAM_TIMEOUT", True),
+        (TimeoutError(), "UPSTREAM_TIMEOUT", True),
         (httpx.ReadTimeout("slow", request=REQUEST), "UPSTREAM_TIMEOUT", True),
         (httpx.PoolTimeout("busy", request=REQUEST), "UPSTREAM_TIMEOUT", True),
         (status(504), "UPSTREAM_TIMEOUT", True),

@@ -1,0 +1,198 @@
+"""A real daemon's start, rest and end: signals, quiet, due times, health, lost leases."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.daemons import Daemon
+
+TARGET = "tests.apps.behaviours:app"
+
+
+class Place:
+    """A queue of its own, daemons for it, and the API to give them work."""
+
+    def __init__(self, stack, service, eventually) -> None:
+        self.queue = f"q{uuid4().hex[:8]}"
+        self.stack = stack
+        self.rest = service
+        self.eventually = eventually
+
+    @asynccontextmanager
+    async def daemon(self, **environment: str) -> AsyncIterator[Daemon]:
+        daemon = await Daemon.start(
+            TARGET,
+            {
+                "SUPABASE_URL": self.stack.url,
+                "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
+                "TEST_PREFIX": self.queue,
+                **environment,
+            },
+        )
+        try:
+            yield daemon
+        finally:
+            await daemon.close()
+
+    async def create(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> str:
+        arguments = {"kind": f"{self.queue}.{kind}", "queue": self.queue, "payload": payload or {}, **options}
+        return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
+
+    async def row(self, job_id: str) -> dict[str, Any]:
+        return (await self.rest.table("jobs").select("*").eq("id", job_id).single().execute()).data
+
+    async def becomes(self, job_id: str, status: str, within: float = 10.0) -> dict[str, Any]:
+        async def has_become() -> dict[str, Any] | None:
+            row = await self.row(job_id)
+            return row if row["status"] == status else None
+
+        return await self.eventually(has_become, within=within)
+
+
+@pytest.fixture
+def place(stack, service, eventually: Callable[..., Awaitable[Any]]) -> Place:
+    return Place(stack, service, eventually)
+
+
+async def test_sigterm_lets_a_running_job_finish_and_leaves(place: Place, admin: asyncpg.Connection) -> None:
+    async with place.daemon() as daemon:
+        worker_id = (await (await daemon.ready()).event("daemon.ready"))["worker_id"]
+        job_id = await place.create("wait", {"seconds": 0.7})
+        await daemon.event("job.started", job_id=job_id)
+        daemon.signal(signal.SIGTERM)
+        await daemon.event("daemon.stopping")
+        late = await place.create("greet", {"name": "x"})
+        assert await daemon.ended() == 0
+        assert (await place.row(job_id))["result"] == "waited"
+        assert (await place.row(late))["status"] == "pending"
+        assert (
+            await admin.fetchval("select count(*) from public.job_workers where id = $1::uuid", worker_id)
+            == 0
+        )
+
+
+async def test_what_outlives_the_grace_goes_back_without_costing_an_attempt(place: Place) -> None:
+    async with place.daemon(PROCESSOR_GRACE_SECONDS="0.2") as daemon:
+        await daemon.ready()
+        job_id = await place.create("wait", {"seconds": 30})
+        await daemon.event("job.started", job_id=job_id)
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        await daemon.event("job.released", job_id=job_id)
+    row = await place.row(job_id)
+    assert (row["status"], row["failures"], row["worker_id"]) == ("pending", 0, None)
+
+
+async def test_a_second_signal_hurries(place: Place) -> None:
+    async with place.daemon(PROCESSOR_GRACE_SECONDS="60") as daemon:
+        await daemon.ready()
+        job_id = await place.create("wait", {"seconds": 30})
+        await daemon.event("job.started", job_id=job_id)
+        daemon.signal(signal.SIGINT)
+        await daemon.event("daemon.stopping")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended(within=5) == 0
+    assert (await place.row(job_id))["status"] == "pending"
+
+
+async def test_a_job_due_later_starts_at_its_time_without_polling(place: Place) -> None:
+    async with place.daemon() as daemon:
+        await daemon.ready()
+        due = datetime.now(UTC) + timedelta(seconds=1.5)
+        job_id = await place.create("greet", {"name": "x"}, run_at=due.isoformat())
+        started = await daemon.event("job.started", job_id=job_id)
+        assert 0 <= started["started_at"] - due.timestamp() < 0.05
+        assert started["wake"] == "due"
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert (await daemon.event("daemon.stopped"))["calls"]["claim_jobs"] <= 6
+
+
+async def test_an_idle_daemon_is_quiet(place: Place) -> None:
+    async with place.daemon() as daemon:
+        await daemon.ready()
+        await asyncio.sleep(8)  # the passing of time is what is tested
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        calls = (await daemon.event("daemon.stopped"))["calls"]
+    # to begin: register, look once, look again when Realtime is there; then heartbeats, 30 s apart
+    assert calls.pop("deregister_worker") == 1
+    assert calls["claim_jobs"] <= 3
+    assert calls["heartbeat_worker"] <= 4
+    assert sum(calls.values()) <= 8
+
+
+async def test_health_says_ok_while_it_works_and_why_not_while_it_stops(place: Place) -> None:
+    async with place.daemon(PROCESSOR_HTTP_PORT="0") as daemon:
+        url = (await (await daemon.ready()).event("daemon.listening"))["url"]
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            assert (await http.get("/healthz")).json() == {"status": "ok", "checks": {"background": "ok"}}
+
+            async def ready() -> bool:
+                return (await http.get("/readyz")).status_code == 200
+
+            await place.eventually(ready)
+            job_id = await place.create("wait", {"seconds": 1})
+            await daemon.event("job.started", job_id=job_id)
+            daemon.signal(signal.SIGTERM)
+            await daemon.event("daemon.stopping")
+            answer = await http.get("/readyz")
+            assert (answer.status_code, answer.json()["checks"]["accepting"]) == (503, "it is stopping")
+            assert (await http.get("/healthz")).status_code == 200
+        assert await daemon.ended() == 0
+
+
+async def test_a_forgotten_worker_registers_again_and_goes_on(
+    place: Place, admin: asyncpg.Connection
+) -> None:
+    async with place.daemon(PROCESSOR_LEASE_SECONDS="3") as daemon:
+        worker_id = (await (await daemon.ready()).event("daemon.ready"))["worker_id"]
+        await admin.execute("delete from public.job_workers where id = $1::uuid", worker_id)
+        job_id = await place.create("greet", {"name": "x"})
+        assert (await place.becomes(job_id, "completed"))["attempt"] == 1
+
+
+async def test_a_frozen_daemon_gives_up_what_another_has_rescued(place: Place) -> None:
+    async with place.daemon(PROCESSOR_LEASE_SECONDS="3") as first:
+        await first.ready()
+        job_id = await place.create("wait", {"seconds": 12})
+        await first.event("job.started", job_id=job_id)
+        first.signal(signal.SIGSTOP)
+        try:
+            async with place.daemon(PROCESSOR_LEASE_SECONDS="3") as second:
+                await second.ready()
+                await second.event("job.started", job_id=job_id, attempt=2)
+                first.signal(signal.SIGCONT)
+                await first.event("job.lost", job_id=job_id)
+                second.signal(signal.SIGTERM)
+                assert (await place.becomes(job_id, "completed", within=20))["attempt"] == 2
+        finally:
+            first.signal(signal.SIGCONT)
+        assert first.all("job.finished", job_id=job_id) == []
+
+
+async def test_jobs_waiting_before_the_start_are_found_by_the_first_look(place: Place) -> None:
+    async with place.daemon() as daemon:
+        await daemon.ready()
+    job_id = await place.create("greet", {"name": "x"})
+    began = time.monotonic()
+    async with place.daemon() as daemon:
+        assert (await daemon.event("job.started", job_id=job_id))["wake"] == "sweep"
+        await place.becomes(job_id, "completed")
+    assert time.monotonic() - began < 10
+
+
+async def test_without_realtime_it_polls(place: Place) -> None:
+    async with place.daemon(PROCESSOR_FEED="polling", PROCESSOR_POLL_SECONDS="0.3") as daemon:
+        await daemon.event("daemon.ready")
+        job_id = await place.create("greet", {"name": "x"})
+        assert (await daemon.event("job.started", job_id=job_id))["wake"] == "polling"
