@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 ACQUIRE_TIMEOUT = 10.0
+# a lost connection shows in each of these ways, depending on what asyncpg was doing
+CLIENT_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # names as they are in a Supabase project
 SEARCH_PATH = "public, extensions"
 
@@ -94,12 +97,14 @@ async def run(
         connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
     except TimeoutError as error:
         raise RestError(504, "PGRST003", "Timed out acquiring connection from connection pool.") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, *CLIENT_ERRORS) as error:
         message = "Database connection error. Retrying the connection."
         raise RestError(503, "PGRST000", message, details=str(error)) from error
     try:
         answer = await _transact(connection, caller.settings(read_only=read_only), statement, check)
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresConnectionError, *CLIENT_ERRORS) as error:
+        with suppress(asyncpg.InterfaceError):  # it has gone back to the pool by itself
+            connection.terminate()
         message = "Database client error. Retrying the connection."
         raise RestError(503, "PGRST001", message, details=str(error)) from error
     except asyncpg.PostgresError as error:
@@ -125,8 +130,9 @@ async def _transact(
         check(answer)
         await connection.execute("commit")
     except Exception:
-        # a cancelled request is rolled back by the pool, once its statement has stopped
-        if not connection.is_closed():
+        # a lost connection is the error to tell, not that it cannot roll back; a cancelled request is rolled
+        # back by the pool, once its statement has stopped
+        with suppress(asyncpg.PostgresError, *CLIENT_ERRORS):
             await connection.execute("rollback")
         raise
     return answer

@@ -19,7 +19,7 @@ from processor.local.jwt import JwtError
 from processor.local.rest import call
 from processor.local.rest.call import SOURCE
 from processor.local.rest.errors import RestError
-from processor.local.rest.execute import Answer, Caller, run
+from processor.local.rest.execute import CLIENT_ERRORS, Answer, Caller, run
 from processor.local.rest.parse import parse
 from processor.local.rest.query import Parameters, Query
 from processor.local.rest.read import Reader, Statement
@@ -201,7 +201,7 @@ class Rest:
     async def _schema(self, seen: Schema | None = None) -> Schema:
         try:
             return await self._cache.get() if seen is None else await self._cache.reload(seen)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (asyncpg.PostgresError, *CLIENT_ERRORS) as error:
             raise RestError(
                 503,
                 "PGRST002",

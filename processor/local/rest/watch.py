@@ -12,7 +12,7 @@ import asyncpg
 
 CHANNEL = "pgrst"
 RETRY_SECONDS = 0.5
-UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class SchemaWatch:
