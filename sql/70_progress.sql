@@ -49,13 +49,14 @@ begin
       cancel := cancel || to_jsonb(r.id);
     end if;
     update public.jobs j
-    set progress = coalesce(greatest(0, least(1, (r.report ->> 'progress')::double precision)), j.progress),
+    -- least() and greatest() pass over nulls: no progress given must not become 1
+    set progress = greatest(0, least(1, coalesce((r.report ->> 'progress')::double precision, j.progress))),
       progress_message = coalesce(left(r.report ->> 'message', 500), j.progress_message),
       updated_at = processor.now()
     where j.id = r.id;
     update public.job_items i
-    set progress = greatest(0, least(1, (x ->> 'progress')::double precision)), updated_at = processor.now()
-    from jsonb_array_elements(coalesce(r.report -> 'items', '[]')) x
+    set progress = greatest(0, least(1, coalesce((x ->> 'progress')::double precision, i.progress))), updated_at = processor.now()
+    from jsonb_array_elements(coalesce(nullif(r.report -> 'items', 'null'), '[]')) x
     where i.job_id = r.id and i.key = x ->> 'key' and i.status = 'pending';
   end loop;
   return jsonb_build_object('stale', stale, 'cancel', cancel);
@@ -112,42 +113,57 @@ as $$
 #variable_conflict use_column
 declare
   bad text;
-  given int;
+  news jsonb;
   done int[];
   failed int;
   mended int;
   price bigint := 0;
 begin
   -- LOCK: the caller holds the job, and nobody changes items without it
+  if coalesce(finish_held_items.items, 'null') = 'null' then
+    return;
+  end if;
   select x ->> 'key' into bad from jsonb_array_elements(finish_held_items.items) x
   where not exists (select from public.job_items i where i.job_id = finish_held_items.job_id and i.key = x ->> 'key')
     or coalesce(x ->> 'status', '') not in ('completed', 'failed')
     or octet_length(x ->> 'result') > 1048576
   limit 1;
   if found then
-    perform processor.fail('JQ005', format('the result of item %s cannot be taken', bad), '',
+    perform processor.fail('JQ005', format('the result of item %s cannot be taken', left(bad, 200)), '',
       'The key must be one of the job''s, the status completed or failed, the result at most 1 MiB.');
   end if;
+  select x ->> 'key' into bad from jsonb_array_elements(finish_held_items.items) x group by 1 having count(*) > 1 limit 1;
+  if found then
+    perform processor.fail('JQ005', format('item %s is reported twice at once', bad), '', 'Report the last result of an item.');
+  end if;
 
-  -- an item that is completed stays so: a repeated report counts nothing
-  select count(*),
-    array_agg(i.position order by i.position) filter (where x ->> 'status' = 'completed'),
-    count(*) filter (where x ->> 'status' = 'failed' and i.status <> 'failed'),
-    count(*) filter (where x ->> 'status' = 'completed' and i.status = 'failed')
-  into given, done, failed, mended
-  from public.job_items i
-  join jsonb_array_elements(finish_held_items.items) x on i.key = x ->> 'key'
-  where i.job_id = finish_held_items.job_id and i.status <> 'completed';
-  if given = 0 then
+  -- what is new: a completed item stays so, and the same failure told again is no second one
+  select jsonb_agg(x) into news
+  from jsonb_array_elements(finish_held_items.items) x
+  join public.job_items i on i.job_id = finish_held_items.job_id and i.key = x ->> 'key'
+  where i.status = 'pending' or (i.status = 'failed' and (
+    x ->> 'status' = 'completed'
+    or (i.error_code, i.error_message, i.error_retryable) is distinct from
+      (x ->> 'error_code', left(x ->> 'error_message', 2000), (x ->> 'error_retryable')::boolean)
+  ));
+  if news is null then
     return;
   end if;
+
+  select array_agg(i.position order by i.position) filter (where x ->> 'status' = 'completed'),
+    count(*) filter (where x ->> 'status' = 'failed' and i.status <> 'failed'),
+    count(*) filter (where x ->> 'status' = 'completed' and i.status = 'failed')
+  into done, failed, mended
+  from public.job_items i
+  join jsonb_array_elements(news) x on i.key = x ->> 'key'
+  where i.job_id = finish_held_items.job_id;
   if done is not null then
     price := processor.capture_units(finish_held_items.job_id, done, per_item => true);
   end if;
 
   update public.job_items i
   set status = x ->> 'status',
-    result = x -> 'result',
+    result = nullif(x -> 'result', 'null'),
     progress = case when x ->> 'status' = 'completed' then 1 else i.progress end,
     attempts = i.attempts + 1,
     credits = case when x ->> 'status' = 'completed' then price else 0 end,
@@ -155,8 +171,8 @@ begin
     error_message = left(x ->> 'error_message', 2000),
     error_retryable = (x ->> 'error_retryable')::boolean,
     updated_at = processor.now()
-  from jsonb_array_elements(finish_held_items.items) x
-  where i.job_id = finish_held_items.job_id and i.key = x ->> 'key' and i.status <> 'completed';
+  from jsonb_array_elements(news) x
+  where i.job_id = finish_held_items.job_id and i.key = x ->> 'key';
 
   update public.jobs j
   set items_done = j.items_done + coalesce(cardinality(done), 0),
@@ -192,7 +208,10 @@ begin
       begin -- one bad element spoils no other
         perform processor.finish_held_items(r.id, r.report -> 'items');
       exception when others then
-        problem := sqlstate || ': ' || sqlerrm;
+        if left(sqlstate, 2) in ('40', '53', '55', '57', '58', 'XX') then
+          raise; -- the server's trouble, not this element's: the batch is to be repeated
+        end if;
+        problem := left(sqlstate || ': ' || sqlerrm, 500);
       end;
     end if;
     answers := answers || jsonb_build_object('id', r.id, 'stale', not r.held, 'error', problem);

@@ -6,8 +6,11 @@ language sql
 volatile
 set search_path = ''
 as $$
-  select q.retry_delays[least(job.failures + 1, cardinality(q.retry_delays))] * (1 + q.jitter * (2 * random() - 1))
-  from public.job_queues q where q.name = job.queue
+  -- a queue that is gone, or a delay of null, must not keep the job from ending its attempt
+  select coalesce((
+    select q.retry_delays[least(job.failures + 1, cardinality(q.retry_delays))] * (1 + q.jitter * (2 * random() - 1))
+    from public.job_queues q where q.name = job.queue
+  ), interval '1 minute')
 $$;
 comment on function processor.retry_delay(public.jobs) is
   'How long a job waits after its next failure: the queue''s nth delay (the last one repeats), give or take the jitter.';
@@ -21,6 +24,7 @@ as $$
 declare
   outcome constant text := finish_held_job.report ->> 'outcome';
   delay constant double precision := (finish_held_job.report ->> 'delay_seconds')::double precision;
+  result constant jsonb := nullif(finish_held_job.report -> 'result', 'null');
   code text := finish_held_job.report ->> 'error_code';
   message text := finish_held_job.report ->> 'error_message';
   job public.jobs;
@@ -29,17 +33,14 @@ begin
   -- LOCK: the caller holds account and job; it settles the holds of those that ended
   select * into job from public.jobs j where j.id = finish_held_job.job_id;
   if coalesce(outcome, '') not in ('done', 'fail', 'retry', 'snooze', 'cancelled') then
-    perform processor.fail('JQ006', format('outcome %s is not one of done, fail, retry, snooze, cancelled', outcome));
+    perform processor.fail('JQ006', format('outcome %s is not one of done, fail, retry, snooze, cancelled', left(outcome, 100)));
   end if;
   perform processor.check_range('delay_seconds', delay::numeric, 0, 31536000);
-  if octet_length(finish_held_job.report ->> 'result') > 1048576 then
-    perform processor.fail('JQ004', format('the result is too large: %s bytes, at most 1048576',
-      octet_length(finish_held_job.report ->> 'result')), '', 'Put it into Storage and return the path.');
-  end if;
+  perform processor.check_size('the result', result, 1048576);
 
   if outcome = 'done' and job.items_done = job.items_total then
     perform processor.capture_units(job.id, array[1], per_item => false);
-    perform processor.end_job(job.id, 'completed', finish_held_job.report -> 'result');
+    perform processor.end_job(job.id, 'completed', result);
     return;
   elsif outcome = 'cancelled' or (job.cancel_requested_at is not null and outcome in ('retry', 'snooze')) then
     perform processor.end_job(job.id, 'cancelled', null, coalesce(code, 'CANCELLED'), coalesce(message, 'cancelled while it ran'));
@@ -80,7 +81,7 @@ begin
   else
     update public.jobs j set failures = j.failures + 1 where j.id = job.id;
     perform processor.end_job(job.id, case when job.items_done > 0 then 'partial' else 'failed' end,
-      finish_held_job.report -> 'result', code, message);
+      result, code, message);
   end if;
 end
 $$;
@@ -98,6 +99,7 @@ declare
   r record;
   answers jsonb := '[]';
   problem text;
+  held boolean;
   now_is public.jobs;
 begin
   if jsonb_typeof(finish_jobs.results) is distinct from 'array' then
@@ -107,19 +109,22 @@ begin
   perform processor.lock_accounts(array(select (x ->> 'id')::uuid from jsonb_array_elements(finish_jobs.results) x));
   for r in select * from processor.lock_held_jobs(finish_jobs.worker_id, finish_jobs.results) loop
     problem := null;
-    if r.held then
+    -- a job that stands in the batch twice is ended by the first report; the second is as stale as a later one
+    held := r.held and exists (select from public.jobs j where j.id = r.id and j.status = 'processing');
+    if held then
       begin -- one bad element spoils no other
-        if r.report ? 'items' then
-          perform processor.finish_held_items(r.id, r.report -> 'items');
-        end if;
+        perform processor.finish_held_items(r.id, r.report -> 'items');
         perform processor.finish_held_job(r.id, r.report);
       exception when others then
-        problem := sqlstate || ': ' || sqlerrm;
+        if left(sqlstate, 2) in ('40', '53', '55', '57', '58', 'XX') then
+          raise; -- the server's trouble, not this element's: the batch is to be repeated
+        end if;
+        problem := left(sqlstate || ': ' || sqlerrm, 500);
       end;
     end if;
     select * into now_is from public.jobs j where j.id = r.id;
     answers := answers || jsonb_build_object(
-      'id', r.id, 'status', now_is.status, 'run_at', now_is.run_at, 'stale', not r.held, 'error', problem);
+      'id', r.id, 'status', now_is.status, 'run_at', now_is.run_at, 'stale', not held, 'error', problem);
   end loop;
   perform processor.settle_holds(array(
     select j.id from public.jobs j
@@ -141,19 +146,24 @@ as $$
 #variable_conflict use_column
 declare
   r record;
+  held boolean;
   ended uuid[] := '{}';
   answers jsonb := '[]';
 begin
+  if jsonb_typeof(release_jobs.jobs) is distinct from 'array' then
+    perform processor.fail('JQ006', 'jobs must be an array of objects with "id" and "attempt"');
+  end if;
   -- LOCK: accounts, then jobs
   perform processor.lock_accounts(array(select (x ->> 'id')::uuid from jsonb_array_elements(release_jobs.jobs) x));
   for r in select * from processor.lock_held_jobs(release_jobs.worker_id, release_jobs.jobs) loop
-    if r.held and r.cancel then
+    held := r.held and exists (select from public.jobs j where j.id = r.id and j.status = 'processing');
+    if held and r.cancel then
       perform processor.end_job(r.id, 'cancelled', null, 'CANCELLED', 'cancelled while it ran');
       ended := ended || r.id;
-    elsif r.held then
+    elsif held then
       perform processor.requeue_job(r.id, processor.now());
     end if;
-    answers := answers || jsonb_build_object('id', r.id, 'stale', not r.held);
+    answers := answers || jsonb_build_object('id', r.id, 'stale', not held);
   end loop;
   perform processor.settle_holds(ended);
   return answers;
