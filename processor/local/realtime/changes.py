@@ -33,6 +33,9 @@ class Subscriber(Protocol):
     def push_change(self, ids: Sequence[int], document: str) -> None:
         """Send a change to the bindings with these ids."""
 
+    async def drain(self) -> None:
+        """Wait until little is left to send."""
+
     def system(self, extension: str, status: str, message: str) -> None:
         """Send a system message."""
 
@@ -409,6 +412,7 @@ class Changes:
         for (subscriber, document), ids in outgoing.items():
             if subscriber in self._subscriptions:  # it may have left while the database was asked
                 subscriber.push_change(ids, document)
+                await subscriber.drain()  # a burst is as fast as its slowest reader, within limits
 
     def _known_catalogue(self) -> Catalogue:
         if self._catalogue is None:

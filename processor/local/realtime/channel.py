@@ -40,6 +40,9 @@ class Connection(Protocol):
     def push_broadcast(self, topic: str, broadcast: Broadcast) -> None:
         """Send a user's message."""
 
+    async def drain(self) -> None:
+        """Wait until little is left to send; a client that does not read is closed."""
+
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what has been pushed."""
 
@@ -138,6 +141,10 @@ class Channel:
         self._shared.changes.unsubscribe(self)
         self._shared.topics.leave(self)
 
+    async def drain(self) -> None:
+        """Wait until little is left to send."""
+        await self._connection.drain()
+
     def restart(self) -> None:
         """Close the socket, so that the client comes again."""
         self._connection.close(1012, "changes may have been missed: connect again")
@@ -215,6 +222,7 @@ class Channel:
             bindings = [Binding.parse(number, params) for number, params in enumerate(self._params, start=1)]
             await self._shared.changes.subscribe(self, bindings, current)
         except SubscriptionError as error:
+            self._shared.changes.unsubscribe(self)  # what an earlier token was allowed to hear
             self.system("postgres_changes", "error", str(error))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("realtime: %s could not subscribe, it must come again: %s", self.topic, error)

@@ -15,6 +15,10 @@ IDLE_TIMEOUT = 60.0
 """Seconds without a frame (the clients' heartbeat is 25 s) after which a socket is closed."""
 LONGEST_BACKLOG = 8 * 1024 * 1024
 """Bytes that may wait for a slow client; with more the socket is closed, and the client comes again."""
+SHORT_BACKLOG = 1024 * 1024
+"""Bytes above which the stream of changes waits for the client …"""
+PATIENCE = 5.0
+"""… and for how many seconds, before the socket is closed instead."""
 CLOSE_TIMEOUT = 2.0
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,8 @@ class Socket:
         self._channels: dict[str, Channel] = {}
         self._outbox: asyncio.Queue[str | bytes | Close] = asyncio.Queue()
         self._backlog = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
         self._overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = False
 
@@ -63,6 +69,7 @@ class Socket:
                 )
         finally:
             self._closing = True
+            self._drained.set()
             for channel in list(self._channels.values()):
                 channel.dispose()
             self._channels.clear()
@@ -93,6 +100,17 @@ class Socket:
             self._closing = True
             self._outbox.put_nowait(Close(code, reason))
 
+    async def drain(self) -> None:
+        """Wait until little is left to send; a client that does not read within 5 s is closed."""
+        if self._drained.is_set():
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._drained.wait()
+        except TimeoutError:
+            if not self._closing:
+                self._overflowed()
+
     def forget(self, channel: Channel) -> None:
         """Drop a channel that has ended."""
         if self._channels.get(channel.topic) is channel:
@@ -102,14 +120,18 @@ class Socket:
         if self._closing:
             return
         self._backlog += len(frame)
+        if self._backlog > SHORT_BACKLOG:
+            self._drained.clear()
         if self._backlog > LONGEST_BACKLOG:
-            log.warning(
-                "realtime: a client reads too slowly, %d bytes wait for it: closing it", self._backlog
-            )
-            self._closing = True
-            self._overflow.set_result(None)
-            return
-        self._outbox.put_nowait(frame)
+            self._overflowed()
+        else:
+            self._outbox.put_nowait(frame)
+
+    def _overflowed(self) -> None:
+        log.warning("realtime: a client reads too slowly, %d bytes wait for it: closing it", self._backlog)
+        self._closing = True
+        self._drained.set()
+        self._overflow.set_result(None)
 
     async def _send(self) -> None:
         try:
@@ -123,6 +145,8 @@ class Socket:
                 else:
                     await self._websocket.send_text(frame)
                 self._backlog -= len(frame)
+                if self._backlog <= SHORT_BACKLOG:
+                    self._drained.set()
         except WebSocketDisconnect:
             return  # the client is gone, and with it who would read this
 

@@ -55,7 +55,7 @@ select r.rolbypassrls or r.rolsuper as bypasses,
     where a.attrelid = $2 and a.attnum > 0 and not a.attisdropped
       and has_column_privilege(r.oid, a.attrelid, a.attnum, 'select')
   ) as readable
-from pg_roles r where r.rolname = $1::text
+from pg_roles r where r.rolname = $1::text and pg_has_role('authenticator', r.oid, 'member')
 """
 
 
@@ -134,7 +134,10 @@ class Catalogue:
         return [await self._table(row, ()) for row in rows]
 
     async def access(self, table: Table, role: str) -> Access:
-        """Return what ``role`` may read, at most two seconds old; nothing for an unknown role."""
+        """Return what ``role`` may read, at most two seconds old.
+
+        A role that the gateway may not switch to may read nothing, whatever it is in the database.
+        """
         now = time.monotonic()
         found = table.access.get(role)
         if found is None or found[0] <= now:
