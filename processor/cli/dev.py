@@ -51,6 +51,7 @@ def dev(
     app: Annotated[
         str | None, typer.Argument(help="module:app whose daemon is started too", show_default=False)
     ] = None,
+    *,
     port: Annotated[
         int, typer.Option(min=0, max=65534, help="port of the gateway; 0 takes a free one")
     ] = DEFAULT_PORT,
@@ -216,13 +217,12 @@ def _announce(stack: Stack, user: DemoUser | None, *, as_json: bool) -> None:
     ]
     if user is not None:
         rows.append(("demo user", f"{user.email}  password {user.password}  {user.credits} credits granted"))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # keys are copied from here: no line may be broken
     console.print(
         "Local stack is running. [dim]For development and tests; production is a Supabase project.[/]"
     )
     console.print()
     for name, value in rows:
-        # keys are copied from here: they must not be wrapped
-        console.print(Text.assemble((f"{name:>16}: ", "bold"), value), soft_wrap=True)
+        console.print(Text.assemble((f"{name:>16}: ", "bold"), value))
     console.print()
     console.print("[dim]Ctrl-C stops it.[/]")

@@ -11,7 +11,6 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +21,7 @@ from starlette.routing import Route
 
 from processor.local.context import GatewayContext
 from processor.local.jwt import Claims, JwtError
-from processor.local.users import EmailTakenError, RefreshTokenError, Users
+from processor.local.users import EmailTakenError, RefreshTokenError, Users, as_gotrue
 
 ACCESS_TOKEN_SECONDS = 3600
 SHORTEST_PASSWORD = 6
@@ -159,7 +158,7 @@ class Auth:
         self, request: Request, row: asyncpg.Record, session: UUID, refresh_token: str, method: str
     ) -> dict[str, Any]:
         now = int(time.time())
-        user = _user(row)
+        user = as_gotrue(row)
         access_token = self._jwt.sign(
             {
                 "iss": f"{request.url.scheme}://{request.url.netloc}/auth/v1",
@@ -191,7 +190,7 @@ class Auth:
 
     async def _get_user(self, request: Request) -> Response:
         user, _ = await self._signed_in(request)
-        return JSONResponse(_user(user))
+        return JSONResponse(as_gotrue(user))
 
     async def _put_user(self, request: Request) -> Response:
         user, _ = await self._signed_in(request)
@@ -220,7 +219,7 @@ class Auth:
             raise _email_exists() from error
         if updated is None:
             raise AuthError(404, "user_not_found", "User not found")
-        return JSONResponse(_user(updated))
+        return JSONResponse(as_gotrue(updated))
 
     async def _log_out(self, request: Request) -> Response:
         user, session = await self._signed_in(request)
@@ -275,14 +274,14 @@ class Auth:
             )
         except EmailTakenError as error:
             raise _email_exists() from error
-        return JSONResponse(_user(user))
+        return JSONResponse(as_gotrue(user))
 
     async def _admin_list(self, request: Request) -> Response:
         self._require_admin(request)
         page, size = _whole(request, "page", 1), _whole(request, "per_page", 50)
         users, total = await self._users.page(page, size)
         return JSONResponse(
-            {"users": [_user(user) for user in users], "aud": "authenticated"},
+            {"users": [as_gotrue(user) for user in users], "aud": "authenticated"},
             headers={"x-total-count": str(total)},
         )
 
@@ -291,7 +290,7 @@ class Auth:
         user = await self._users.get(user_id)
         if user is None:
             raise AuthError(404, "user_not_found", "User not found")
-        return JSONResponse(_user(user))
+        return JSONResponse(as_gotrue(user))
 
     async def _admin_update(self, request: Request) -> Response:
         user_id = self._admin_target(request)
@@ -382,41 +381,3 @@ def _email_exists() -> AuthError:
 
 def _email_provider() -> dict[str, Any]:
     return {"provider": "email", "providers": ["email"]}
-
-
-def _user(row: asyncpg.Record) -> dict[str, Any]:
-    """Return the user as GoTrue shows it; the identity is not stored, it follows from the address."""
-    user_id, email = str(row["id"]), row["email"]
-    created, updated = _iso(row["created_at"]), _iso(row["updated_at"])
-    confirmed, signed_in = _iso(row["email_confirmed_at"]), _iso(row["last_sign_in_at"])
-    identity = {
-        "identity_id": user_id,
-        "id": user_id,
-        "user_id": user_id,
-        "identity_data": {"email": email, "email_verified": True, "phone_verified": False, "sub": user_id},
-        "provider": "email",
-        "last_sign_in_at": signed_in,
-        "created_at": created,
-        "updated_at": updated,
-        "email": email,
-    }
-    return {
-        "id": user_id,
-        "aud": row["aud"],
-        "role": row["role"],
-        "email": email or "",
-        "phone": "",
-        "email_confirmed_at": confirmed,
-        "confirmed_at": confirmed,
-        "last_sign_in_at": signed_in,
-        "app_metadata": json.loads(row["raw_app_meta_data"]),
-        "user_metadata": json.loads(row["raw_user_meta_data"]),
-        "identities": [identity] if email else [],
-        "created_at": created,
-        "updated_at": updated,
-        "is_anonymous": row["is_anonymous"],
-    }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")

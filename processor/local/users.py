@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -230,3 +231,41 @@ async def _matches(password: str, stored: str) -> bool:
     salt, _, digest = rest.partition("$")
     found = await asyncio.to_thread(hashlib.scrypt, password.encode(), salt=bytes.fromhex(salt), **SCRYPT)
     return hmac.compare_digest(found, bytes.fromhex(digest))
+
+
+def as_gotrue(row: asyncpg.Record) -> dict[str, Any]:
+    """Return the user as GoTrue shows it; the identity is not stored, it follows from the address."""
+    user_id, email = str(row["id"]), row["email"]
+    created, updated = _iso(row["created_at"]), _iso(row["updated_at"])
+    confirmed, signed_in = _iso(row["email_confirmed_at"]), _iso(row["last_sign_in_at"])
+    identity = {
+        "identity_id": user_id,
+        "id": user_id,
+        "user_id": user_id,
+        "identity_data": {"email": email, "email_verified": True, "phone_verified": False, "sub": user_id},
+        "provider": "email",
+        "last_sign_in_at": signed_in,
+        "created_at": created,
+        "updated_at": updated,
+        "email": email,
+    }
+    return {
+        "id": user_id,
+        "aud": row["aud"],
+        "role": row["role"],
+        "email": email or "",
+        "phone": "",
+        "email_confirmed_at": confirmed,
+        "confirmed_at": confirmed,
+        "last_sign_in_at": signed_in,
+        "app_metadata": json.loads(row["raw_app_meta_data"]),
+        "user_metadata": json.loads(row["raw_user_meta_data"]),
+        "identities": [identity] if email else [],
+        "created_at": created,
+        "updated_at": updated,
+        "is_anonymous": row["is_anonymous"],
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")

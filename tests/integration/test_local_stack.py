@@ -149,8 +149,8 @@ async def test_browsers_of_any_origin_are_served():
     asked = {
         "Origin": "http://localhost:3000",
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "apikey,authorization,content-type,prefer,x-client-info,accept-profile,"
-        "content-profile,x-supabase-api-version,range,range-unit",
+        "Access-Control-Request-Headers": "apikey,authorization,content-type,prefer,x-client-info,"
+        "accept-profile,content-profile,x-supabase-api-version,range,range-unit",
     }
     async with Stack(apply_schema=False) as stack, httpx.AsyncClient(trust_env=False) as client:
         preflight = await client.options(f"{stack.url}/rest/v1/rpc/create_job", headers=asked)
