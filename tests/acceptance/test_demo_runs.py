@@ -197,11 +197,11 @@ async def test_an_interrupted_demo_stops_everything_and_ends_with_1(
 
 async def test_a_part_that_dies_ends_the_demo_with_its_last_words(home: Path):
     async with demo(home) as running:
-        await running.says("local mode:")
-        (daemon,) = [pid for pid, command in _commands() if _belongs(pid, str(home)) and " dev " in command]
-        os.kill(int(daemon), signal.SIGKILL)
+        await running.says("wake-up:")
+        (local,) = [pid for pid, command in _commands() if _belongs(pid, str(home)) and " dev " in command]
+        os.kill(int(local), signal.SIGKILL)
         assert await running.ends() == 1, running.output
-    assert "demo: " in running.output
+    assert "demo: local mode ended before" in running.output
     assert "Traceback" not in running.output
     assert running.processes() == []
 

@@ -19,7 +19,7 @@ from supabase import AsyncClientOptions, AuthError, create_async_client
 
 from examples.translation.card import Card
 from examples.translation.demo.customer import Customer, close, signed_up
-from examples.translation.demo.process import Child, DemoError, running
+from examples.translation.demo.process import Child, DemoError, running, until
 from examples.translation.demo.screen import record, rows, screen
 from examples.translation.demo.story import Story
 
@@ -43,10 +43,8 @@ async def main(console: Console) -> int:
     assert playing is not None  # noqa: S101 - we are inside one
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, playing.cancel, signal.Signals(number).name)
-    for variable in (
-        "NO_PROXY",
-        "no_proxy",
-    ):  # no proxy can reach this machine's loopback
+    # no proxy can reach this machine's loopback
+    for variable in ("NO_PROXY", "no_proxy"):
         os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "127.0.0.1"]))
     began = monotonic()
     try:
@@ -69,17 +67,18 @@ async def play(console: Console) -> None:
             tempfile.TemporaryDirectory(prefix="processor-demo-", ignore_cleanup_errors=True)
         )
         stop_showing = stack.enter_context(screen(console, story))
-        keys = await stack.enter_async_context(local_mode(story, directory))
+        local, keys = await stack.enter_async_context(local_mode(story, directory))
         worker = await stack.enter_async_context(daemon(story, keys))
         customer = await stack.enter_async_context(user(story, keys))
-        await order(story, customer, worker)
+        await order(story, customer)
+        await until(story.ended, "the user had heard of the job's end", JOB_SECONDS, local, worker)
         stop_showing()
         await show_rows(console, story, customer)
 
 
 @asynccontextmanager
-async def local_mode(story: Story, directory: str) -> AsyncIterator[Mapping[str, str]]:
-    """Run `processor dev`; give its address and keys."""
+async def local_mode(story: Story, directory: str) -> AsyncIterator[tuple[Child, Mapping[str, str]]]:
+    """Run `processor dev`; give the process, and the address and keys that it prints."""
     step = story.begin("local mode", "starts PostgreSQL and the Supabase API in front of it")
     keys: dict[str, str] = {}
     ready = asyncio.Event()
@@ -91,9 +90,9 @@ async def local_mode(story: Story, directory: str) -> AsyncIterator[Mapping[str,
 
     arguments = ("dev", "--json", "--port", "0", "--data-dir", directory)
     async with running("local mode", *arguments, hear=hear) as child:
-        await child.until(ready, "it was ready", READY_SECONDS)
+        await until(ready, "it was ready", READY_SECONDS, child)
         story.done(step, f"PostgreSQL and a Supabase API, {keys['url']}")
-        yield keys
+        yield child, keys
 
 
 @asynccontextmanager
@@ -121,7 +120,7 @@ async def daemon(story: Story, keys: Mapping[str, str]) -> AsyncIterator[Child]:
     }
     arguments = ("run", "examples.translation.app:app")
     async with running("the daemon", *arguments, hear=hear, environment=environment) as child:
-        await child.until(live, "Realtime could wake it", READY_SECONDS)
+        await until(live, "Realtime could wake it", READY_SECONDS, child)
         story.done(step, f"process {child.pid}, listens to Realtime")
         yield child
 
@@ -145,8 +144,8 @@ async def user(story: Story, keys: Mapping[str, str]) -> AsyncIterator[Customer]
         yield customer
 
 
-async def order(story: Story, customer: Customer, worker: Child) -> None:
-    """Create the job and wait for its end, which Realtime tells."""
+async def order(story: Story, customer: Customer) -> None:
+    """Create the job."""
     step = story.begin("job", "is created")
     job = await customer.order(story.card, story.languages)
     story.row("jobs", job)
@@ -154,7 +153,6 @@ async def order(story: Story, customer: Customer, worker: Child) -> None:
         step,
         f"“{story.card.title}” into {len(story.languages)} languages, {job['credits_held']} credits held",
     )
-    await worker.until(story.ended, "the user had heard of the end of the job", JOB_SECONDS)
 
 
 async def show_rows(console: Console, story: Story, customer: Customer) -> None:

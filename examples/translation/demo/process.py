@@ -24,20 +24,8 @@ class Child:
         self._process = process
         self._hear = hear
         self._last_lines: deque[str] = deque(maxlen=8)
-        self._reader = asyncio.create_task(self._read(), name=f"output of {name}")
-
-    async def until(self, event: asyncio.Event, what: str, seconds: float) -> None:
-        """Wait for something that the process does; raises DemoError if it dies first or takes too long."""
-        happened = asyncio.create_task(event.wait(), name=f"{self.name}: {what}")
-        try:
-            await asyncio.wait({happened, self._reader}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            happened.cancel()
-        if event.is_set():
-            return
-        if self._reader.done():
-            raise DemoError(f"{self.name} ended before {what}. {self._last_words()}")
-        raise DemoError(f"{self.name}: {what} did not happen within {seconds:g} s. {self._last_words()}")
+        self.ended = asyncio.create_task(self._read(), name=f"output of {name}")
+        """Done when the process has said its last word."""
 
     async def stop(self) -> None:
         """Ask the process to end, then insist; its whole group is gone afterwards."""
@@ -48,7 +36,7 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
-        await self._reader
+        await self.ended
 
     async def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it was started with a pipe
@@ -57,8 +45,25 @@ class Child:
             self._last_lines.append(text)
             self._hear(text)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """Quote the last lines of its output."""
         return "Its last words:\n" + "\n".join(f"  {line}" for line in self._last_lines or ["(none)"])
+
+
+async def until(event: asyncio.Event, what: str, seconds: float, *children: Child) -> None:
+    """Wait for something that needs these processes; raises DemoError if one ends, or it takes too long."""
+    happens = asyncio.create_task(event.wait(), name=what)
+    waits = {happens, *(child.ended for child in children)}
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happens.cancel()
+    if event.is_set():
+        return
+    for child in children:
+        if child.ended.done():
+            raise DemoError(f"{child.name} ended before {what}. {child.last_words()}")
+    raise DemoError(f"{seconds:g} s were not enough until {what}. {children[-1].last_words()}")
 
 
 @asynccontextmanager
@@ -66,10 +71,14 @@ async def running(
     name: str, *arguments: str, hear: Callable[[str], None], environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
     """Run `python -m processor …` for as long as the block lasts; `hear` gets each line of its output."""
+    # settings meant for another project must not change what the demo shows
+    inherited = {
+        name: v for name, v in os.environ.items() if not name.startswith(("SUPABASE_", "PROCESSOR_"))
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "processor", *arguments),
-        env={**os.environ, **(environment or {})},
+        env={**inherited, **(environment or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

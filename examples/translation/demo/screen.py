@@ -25,7 +25,7 @@ STATUS_STYLE = {"completed": GOOD, "partial": GOOD, "failed": BAD, "cancelled": 
 @contextmanager
 def screen(console: Console, story: Story) -> Iterator[Callable[[], None]]:
     """Show the story while the block lasts, or until what it gives is called; what was shown last stays."""
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         live = Live(
             console=console, get_renderable=lambda: picture(story), refresh_per_second=FRAMES_A_SECOND
         )
