@@ -260,6 +260,14 @@ async def test_nothing_in_a_query_string_becomes_sql(http: httpx.AsyncClient, pa
     assert len((await http.get("/rest_films")).json()) == 4
 
 
+async def test_a_result_without_columns_is_not_filtered(http: httpx.AsyncClient) -> None:
+    counted = await http.post("/rpc/rest_count_to", json={"n": 3}, headers={"Prefer": "count=exact"})
+    assert (counted.json(), counted.headers["content-range"]) == ([1, 2, 3], "0-2/3")
+    for params in ({"value": "gt.1"}, {"order": "value"}, {"limit": "1"}, {"select": "value"}):
+        answer = await http.post("/rpc/rest_count_to", json={"n": 3}, params=params)
+        assert (answer.status_code, answer.json()["code"]) == (400, "PGRST127")
+
+
 async def test_a_null_character_is_refused(http: httpx.AsyncClient) -> None:
     for query in ("title=eq.a%00b", "select=%22a%00b%22", "details->>a%00b=eq.1"):
         answer = await http.get(f"/rest_films?{query}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from processor.local.rest.errors import RestError
+from processor.local.rest.errors import RestError, unsupported
 from processor.local.rest.query import Parameters
 from processor.local.rest.read import Reader, body
 from processor.local.rest.request import Accept
@@ -74,20 +74,28 @@ def call(
         count: whether to count all rows of a set.
         head: whether the body is left out.
 
+    Raises:
+        RestError: the query needs columns, which the function does not return.
+
     """
     source = _invocation(reader, function, parameters, payload)
+    query = parameters.query
+    if function.rows is None and (query.columns or query.where or query.order or query.limit is not None):
+        raise unsupported(
+            f"columns, filters, order and limits on {function.name}, whose result has no columns"
+        )
     if function.returns_void:
         return f"select null::bigint as total, count(*) as rows, null::text as body from {source}"
+    counted = count and function.returns_set
     if function.rows is None:
+        total = "count(*)" if counted else "null::bigint"
         answer = body(f"{CALL}.value", accept, head=head, single=not function.returns_set)
-        return f"select null::bigint as total, count(*) as rows, {answer} as body from {source}"
+        return f"select {total} as total, count(*) as rows, {answer} as body from {source}"
     relation = Relation(
         function.name, function.rows.columns, {}, function.rows.primary_key, function.rows.links
     )
     shape = accept if function.returns_set else Accept(single=True, strip_nulls=accept.strip_nulls)
-    rows = reader.rows(
-        relation, parameters.query, SOURCE, accept=shape, count=count and function.returns_set, head=head
-    )
+    rows = reader.rows(relation, query, SOURCE, accept=shape, count=counted, head=head)
     return f"with {SOURCE} as (select {CALL}.* from {source}) {rows}"
 
 
