@@ -70,13 +70,13 @@ async def test_policies_see_the_whole_token(stack, listen, table, admin):
     name = await table("id int primary key, team text")
     await admin.execute(f"alter table {name} enable row level security")
     await admin.execute(
-        f"create policy team on {name} using (team = auth.jwt() -> 'app_metadata' ->> 'team' and current_user = 'authenticated')"
+        f"create policy team on {name}"
+        " using (team = auth.jwt() -> 'app_metadata' ->> 'team' and current_user = 'authenticated')"
     )
     team = 'o\'neill \\ "x"'
     heard = await listen(sign(stack, app_metadata={"team": team}), key=stack.anon_key).on(name).join()
-    await admin.execute(
-        f"insert into {name} values (1, 'other'), (2, $1)".replace("$1", f"E'o''neill \\\\ \"x\"'")
-    )
+    await admin.execute(f"insert into {name} values (1, 'other')")
+    await admin.execute(f"insert into {name} values (2, $1)", team)
     assert (await heard.change())["record"] == {"id": 2, "team": team}
 
 
@@ -121,6 +121,15 @@ async def test_a_revoked_right_ends_delivery_at_once(stack, listen, table, admin
     assert (await heard.change())["record"] == {"id": 1}
     await admin.execute(f"revoke select on {name} from authenticated")
     await admin.execute(f"insert into {name} values (2)")
+    assert (await heard.change())["errors"] == ["Error 401: Unauthorized"]
+
+
+async def test_a_role_that_the_gateway_may_not_become_hears_nothing_even_a_superuser(
+    stack, listen, table, admin
+):
+    name = await table("id int primary key")
+    heard = await listen(sign(stack, role="postgres"), key=stack.anon_key).on(name).join()
+    await admin.execute(f"insert into {name} values (1)")
     assert (await heard.change())["errors"] == ["Error 401: Unauthorized"]
 
 

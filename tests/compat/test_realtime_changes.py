@@ -81,8 +81,8 @@ async def test_values_agree_with_to_jsonb(listen, table, admin):
             f"""insert into {name} values (
             1, 9007199254740993, -7, 123456789012345678901234567890.1234567890, 1.50, 1.1, 0.1, true,
             E'ä "quoted" \\\\ line\\nbreak', 'short', 'ab', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11',
-            '{{"a": [1, {{"b": null}}], "n": 1.10}}', '{{"k":  1}}', '2026-11-22', '03:04:05.6', '03:04:05+02',
-            '2026-11-22 03:04:05.123456', '2026-11-22 03:04:05.5+02', '1 year 2 days 03:04:05', '\\x00ff10',
+            '{{"a": [1, {{"b": null}}], "n": 1.10}}', '{{"k":  1}}', '2026-11-22', '03:04:05.6',
+            '03:04:05+02', '2026-11-22 03:04:05.123456', '2026-11-22 03:04:05.5+02', '1 year 2 days 03:04:05', '\\x00ff10',
             'very happy', 42, '{{1,NULL,3}}', '{{a,"b,c","NULL",NULL,"q\\"q"}}', '{{sad,"very happy"}}',
             '{{{{1,2}},{{3,4}}}}', '{{"2026-11-22 03:04:05+00",infinity}}', array['{{"a": 1}}'::jsonb, '[]'],
             '10.0.0.1/8', '[1,5)', row(1, 'a "b"'), array[row(2, null)::watched_point], null, '12345',
@@ -266,3 +266,13 @@ async def test_a_channel_that_has_left_hears_nothing(listen, table, admin):
     await admin.execute(f"insert into {name} values (1)")
     await staying.change()
     assert leaving.changes.empty()
+
+
+async def test_a_burst_larger_than_any_buffer_reaches_a_client_that_reads(listen, table, admin):
+    name = await table("id int primary key, filler text")
+    heard = await listen().on(name).join()
+    await admin.execute(
+        f"insert into {name} select n, repeat(md5(n::text), 100) from generate_series(1, 5000) n"
+    )
+    assert [(await heard.change())["record"]["id"] for _ in range(5000)] == list(range(1, 5001))
+    assert heard.states.empty()

@@ -12,10 +12,10 @@ from tests.compat.realtime_listener import SECONDS, Listener, MakeTable, listeni
 COLUMNS = """id int primary key, n numeric, i int, s text, d timestamptz, b bool, u uuid, j jsonb, t text[],
   e interval, big text"""
 ROWS = """
-  (1, 9.50, 9, 'apple pie', '2026-01-01 00:00+00', true, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": 1}', '{a}',
-   '1 day', 'x'),
-  (2, 10.0, 10, 'Banana', '2026-06-01 12:00+02', false, 'b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{}', '{b}',
-   '36:00:00', 'x'),
+  (1, 9.50, 9, 'apple pie', '2026-01-01 00:00+00', true, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": 1}',
+   '{a}', '1 day', 'x'),
+  (2, 10.0, 10, 'Banana', '2026-06-01 12:00+02', false, 'b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{}',
+   '{b}', '36:00:00', 'x'),
   (3, 100, 100, 'a,b(c)"d"', '2027-01-01', null, null, null, null, null, 'x'),
   (4, null, null, null, null, null, null, null, null, null, 'last')
 """

@@ -9,7 +9,9 @@ from tests.compat import javascript
 TABLE = "realtime_js_watched"
 
 
-async def test_supabase_js_hears_changes_broadcasts_and_presence(stack: Any, admin: asyncpg.Connection) -> None:
+async def test_supabase_js_hears_changes_broadcasts_and_presence(
+    stack: Any, admin: asyncpg.Connection
+) -> None:
     javascript.install()
     await admin.execute(
         f"""

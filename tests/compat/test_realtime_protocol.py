@@ -32,6 +32,10 @@ class Phone:
         )
         await self.websocket.send(json.dumps(frame))
 
+    async def read_to_the_end(self) -> None:
+        while True:
+            await self.websocket.recv()
+
     async def raw(self) -> Any:
         data = await asyncio.wait_for(self.websocket.recv(), SECONDS)
         return data if isinstance(data, bytes) else json.loads(data)
@@ -212,6 +216,22 @@ async def test_a_client_that_does_not_read_is_closed_before_it_fills_the_memory(
             assert (await loud.receive())[1]["status"] == "ok"
         deaf.websocket.transport.resume_reading()
         with pytest.raises(ConnectionClosed, match="1013"):
-            async with asyncio.timeout(2 * SECONDS):
-                while True:
-                    await deaf.websocket.recv()
+            await asyncio.wait_for(deaf.read_to_the_end(), 2 * SECONDS)
+
+
+async def test_a_client_that_does_not_read_changes_holds_nobody_up_for_long(stack, admin):
+    async with publishing(admin) as table, phone(stack) as reads, phone(stack) as deaf:
+        name = await table("id int primary key, filler text")
+        binding = {"event": "*", "schema": "public", "table": name}
+        for line in (deaf, reads):
+            await line.send("realtime:a", "phx_join", config(postgres_changes=[binding]), join_ref="1")
+            assert [(await line.receive())[0] for _ in range(2)] == ["phx_reply", "system"]
+        deaf.websocket.transport.pause_reading()
+        filler = "(select string_agg(md5(n::text || i), '') from generate_series(1, 3000) i)"
+        await admin.execute(f"insert into {name} select n, {filler} from generate_series(1, 100) n")
+        for number in range(1, 101):
+            frame = json.loads(await asyncio.wait_for(reads.websocket.recv(), 2 * SECONDS))
+            assert frame[4]["data"]["record"]["id"] == number
+        deaf.websocket.transport.resume_reading()
+        with pytest.raises(ConnectionClosed, match="1013"):
+            await asyncio.wait_for(deaf.read_to_the_end(), 2 * SECONDS)
