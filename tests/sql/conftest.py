@@ -1,17 +1,16 @@
 """The schema in real PostgreSQL servers: the wheel's and, where it is installed, the oldest supported one."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
-import pytest_asyncio
+from pytest_asyncio import is_async_test
 
 from processor.local.postgres import Postgres
-from tests.sql.harness import BOOTSTRAP, NOON, SQL_FILES, Database, Project, connect
+from tests.sql.harness import BOOTSTRAP, NOON, SQL_FILES, Database, Project, connect, fixture
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SERVERS = {"wheel": None} | ({"debian15": DEBIAN_15} if DEBIAN_15.exists() else {})
@@ -22,24 +21,34 @@ class Server:
     """A running server whose database ``jobs_template`` has the schema."""
 
     postgres: Postgres
-    run: Callable[[Coroutine[Any, Any, Any]], Any]
+    connection: asyncpg.Connection
+    """To ``jobs_shared``, for the tests that roll back: one for all, because a new one is slow at first."""
 
     def dsn(self, database: str) -> str:
         return self.postgres.dsn(database)
 
 
-@pytest.fixture(scope="session", params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of this directory in the loop that holds their server."""
+    for item in items:
+        if is_async_test(item) and item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@fixture(scope="session", params=SERVERS)
+async def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Server]:
     directory = tmp_path_factory.mktemp(f"postgres-{request.param}")
     postgres = Postgres(directory, bin_dir=SERVERS[request.param], durable=False)
-    # start and stop must see the same loop, and no test's loop lives as long
-    with asyncio.Runner() as runner:
-        runner.run(postgres.start())
-        try:
-            runner.run(_make_template(postgres))
-            yield Server(postgres, runner.run)
-        finally:
-            runner.run(postgres.stop())
+    await postgres.start()
+    try:
+        await _make_template(postgres)
+        connection = await connect(postgres.dsn("jobs_shared"))
+        yield Server(postgres, connection)
+        await connection.close()
+    finally:
+        await postgres.stop()
 
 
 async def _make_template(postgres: Postgres) -> None:
@@ -57,23 +66,20 @@ async def _make_template(postgres: Postgres) -> None:
         await admin.close()
 
 
-@pytest_asyncio.fixture
+@fixture
 async def project(server: Server) -> AsyncIterator[Project]:
     """Give a project at noon, in a transaction that is rolled back at the end."""
-    connection = await connect(server.dsn("jobs_shared"))
+    transaction = server.connection.transaction()
+    await transaction.start()
     try:
-        transaction = connection.transaction()
-        await transaction.start()
-        project = Project(connection)
+        project = Project(server.connection)
         await project.at(NOON)
         yield project
-        if not connection.is_closed():
-            await transaction.rollback()
     finally:
-        await connection.close()
+        await transaction.rollback()
 
 
-@pytest_asyncio.fixture
+@fixture
 async def database(server: Server) -> AsyncIterator[Database]:
     """Give a database of the test's own, for several connections that commit."""
     name = f"test_{uuid4().hex}"

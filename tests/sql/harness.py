@@ -1,16 +1,18 @@
 """The schema in a real PostgreSQL, and words to use it with, so that tests read as sentences."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 ROOT = Path(__file__).parents[2]
 SQL_FILES = sorted((ROOT / "sql").glob("*.sql"))
@@ -35,6 +37,9 @@ TABLES = (
 
 Row = dict[str, Any]
 
+# fixtures run in the loop that holds the server, as the tests do
+fixture = partial(pytest_asyncio.fixture, loop_scope="session")
+
 
 class Project:
     """One connection to a database with the schema: every call is a transaction, or a part of an open one."""
@@ -58,8 +63,7 @@ class Project:
 
     @asynccontextmanager
     async def acting(self, by: UUID | str | None, *, api: bool = False) -> AsyncIterator[None]:
-        """
-        Do the block as a user (by id) or with a role, in a transaction of its own; as the operator if None.
+        """Do the block as a user (by id) or with a role, in a transaction of its own; as the operator if None.
 
         ``api`` also makes the session authenticator's, as PostgREST's are.
         """
@@ -298,6 +302,3 @@ async def is_waiting(observer: Project, waiter: Project) -> bool:
         "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1",
         waiter.connection.get_server_pid(),
     )
-
-
-Eventually = Callable[..., Awaitable[Any]]

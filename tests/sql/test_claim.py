@@ -6,10 +6,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.sql.harness import ALICE, NOON, Worker, done, failed, fence
+from tests.sql.harness import ALICE, NOON, Worker, done, failed, fixture
 
 
-@pytest.fixture
+@fixture
 async def worker(project) -> Worker:
     await project.queue("other")
     await project.kind("echo")
@@ -26,11 +26,20 @@ def when(answer) -> datetime | None:
 
 async def test_a_claimed_job_comes_with_all_a_handler_needs(project, worker):
     job = await project.create(
-        "echo", owner_id=ALICE, payload={"x": 1}, items=["a", {"key": "b", "payload": {"y": 2}}], priority=3,
-        max_attempts=2, timeout_seconds=30, tags=["t"],
+        "echo",
+        owner_id=ALICE,
+        payload={"x": 1},
+        items=["a", {"key": "b", "payload": {"y": 2}}],
+        priority=3,
+        max_attempts=2,
+        timeout_seconds=30,
+        tags=["t"],
     )
     [claimed] = await worker.claim()
-    assert {name: claimed[name] for name in ("created_at", "run_at")} == {"created_at": job["created_at"], "run_at": job["run_at"]}
+    assert {name: claimed[name] for name in ("created_at", "run_at")} == {
+        "created_at": job["created_at"],
+        "run_at": job["run_at"],
+    }
     del claimed["created_at"], claimed["run_at"]
     assert claimed == {
         "id": job["id"], "queue": "default", "kind": "echo", "owner_id": str(ALICE), "priority": 3,
@@ -360,14 +369,20 @@ async def test_a_claim_reads_the_claim_index_only(project, worker, statistics, p
     if statistics == "fresh":
         await project.sql("analyze public.jobs")
     said: list[str] = []
-    project.connection.add_log_listener(lambda _, message: said.append(str(message)))
+
+    def listen(_: object, message: object) -> None:
+        said.append(str(message))
+
+    project.connection.add_log_listener(listen)
     await project.connection.execute(f"""
         load 'auto_explain'; set local auto_explain.log_min_duration = 0; set local auto_explain.log_analyze = on;
         set local auto_explain.log_nested_statements = on; set local client_min_messages = log;
         set local plan_cache_mode = {plan};
     """)
-    assert len(await worker.claim(5)) == 5
+    claimed = await worker.claim(5)
+    project.connection.remove_log_listener(listen)
 
+    assert len(claimed) == 5
     claims = [text for text in said if "Query Text: with picked" in text]
     assert claims
     for text in claims:

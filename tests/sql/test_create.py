@@ -6,12 +6,12 @@ from uuid import uuid4
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, NOON
+from tests.sql.harness import ALICE, BOB, NOON, fixture
 
 BIG = "x" * 262_200
 
 
-@pytest.fixture(autouse=True)
+@fixture(autouse=True)
 async def kinds(project):
     await project.queue("other")
     await project.kind("echo")
@@ -280,9 +280,8 @@ async def test_a_trigger_refuses_the_row_that_its_owner_cannot_pay(project):
         create trigger translate_card after insert on public.cards
           for each row execute function public.translate_card();
     """)
-    async with project.refused("PT402", "10 needed"):
-        async with project.acting(BOB):
-            await project.sql("insert into public.cards values (1)")
+    async with project.refused("PT402", "10 needed"), project.acting(BOB):
+        await project.sql("insert into public.cards values (1)")
     assert await project.sql("select count(*) from public.cards") == 0
 
 

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, Database, Project, is_waiting
+from tests.sql.harness import ALICE, BOB, Database, Project, fixture, is_waiting
 
 
-@pytest.fixture
+@fixture
 async def priced(project):
     await project.kind("translate", credits_per_item=10)
     await project.grant(ALICE, 100)
@@ -16,8 +16,12 @@ async def priced(project):
 
 
 async def test_the_same_key_and_input_return_the_same_job(priced):
-    first = await priced.create("translate", by=ALICE, payload={"a": 1, "b": 2}, items=["de"], idempotency_key="k")
-    again = await priced.create("translate", by=ALICE, payload={"b": 2, "a": 1}, items=["de"], idempotency_key="k")
+    first = await priced.create(
+        "translate", by=ALICE, payload={"a": 1, "b": 2}, items=["de"], idempotency_key="k"
+    )
+    again = await priced.create(
+        "translate", by=ALICE, payload={"b": 2, "a": 1}, items=["de"], idempotency_key="k"
+    )
     assert again == first
     assert await priced.balance(ALICE) == (90, 10, 0)
     assert len(await priced.items(first)) == 1
@@ -25,7 +29,12 @@ async def test_the_same_key_and_input_return_the_same_job(priced):
 
 @pytest.mark.parametrize(
     "change",
-    [{"payload": {"a": 2}}, {"items": ["fr"]}, {"items": [{"key": "de", "payload": {"x": 1}}]}, {"kind": "echo"}],
+    [
+        {"payload": {"a": 2}},
+        {"items": ["fr"]},
+        {"items": [{"key": "de", "payload": {"x": 1}}]},
+        {"kind": "echo"},
+    ],
     ids=["payload", "item key", "item payload", "kind"],
 )
 async def test_the_same_key_with_other_input_is_a_conflict(priced, change):
@@ -151,7 +160,11 @@ async def test_many_concurrent_creates_of_one_key_make_one_job(database):
     await projects[0].kind("translate", credits_per_item=10)
     await projects[0].grant(ALICE, 100)
     jobs = await asyncio.gather(
-        *(p.create("translate", by=ALICE, items=["de"], idempotency_key=f"k{n}") for n in range(5) for p in projects[n : n + 1]),
+        *(
+            p.create("translate", by=ALICE, items=["de"], idempotency_key=f"k{n}")
+            for n in range(5)
+            for p in projects[n : n + 1]
+        ),
         *(p.create("translate", by=ALICE, items=["de"], idempotency_key="k0") for p in projects[5:]),
     )
     assert len({job["id"] for job in jobs}) == 5

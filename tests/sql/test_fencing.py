@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.sql.harness import ALICE, Worker, done, fence
+from tests.sql.harness import ALICE, Worker, done, fence, fixture
 
 
-@pytest.fixture
+@fixture
 async def worker(project) -> Worker:
     await project.kind("translate", credits_per_item=10)
     await project.grant(ALICE, 100)
@@ -28,7 +28,15 @@ async def lose_to(project, worker, other: Worker):
 
 
 async def everything(project) -> list:
-    tables = ("jobs", "job_items", "job_logs", "credit_accounts", "credit_entries", "credit_holds", "credit_captures")
+    tables = (
+        "jobs",
+        "job_items",
+        "job_logs",
+        "credit_accounts",
+        "credit_entries",
+        "credit_holds",
+        "credit_captures",
+    )
     return [await project.rows(f"select * from public.{table} order by 1, 2") for table in tables]
 
 
@@ -156,8 +164,13 @@ async def test_strange_log_lines_are_kept_as_far_as_they_make_sense(project, wor
     [job] = await worker.claim()
     line = fence(job) | {"level": "shout", "message": "x" * 5000, "fields": {"x": "y" * 5000}}
     await project.call("append_job_logs", worker_id=worker.id, logs=[line, fence(job)])
-    rows = await project.rows("select level, length(message) as length, fields from public.job_logs order by id")
-    assert rows == [{"level": "info", "length": 2000, "fields": {}}, {"level": "info", "length": 0, "fields": {}}]
+    rows = await project.rows(
+        "select level, length(message) as length, fields from public.job_logs order by id"
+    )
+    assert rows == [
+        {"level": "info", "length": 2000, "fields": {}},
+        {"level": "info", "length": 0, "fields": {}},
+    ]
 
 
 async def test_progress_stays_off_the_indexes(project, worker):

@@ -5,10 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.sql.harness import ALICE, NOON, Row, Worker, done, failed, fence
+from tests.sql.harness import ALICE, NOON, Row, Worker, done, failed, fence, fixture
 
 
-@pytest.fixture
+@fixture
 async def worker(project) -> Worker:
     await project.kind("echo")
     await project.kind("translate", credits_per_item=10)
@@ -18,7 +18,7 @@ async def worker(project) -> Worker:
     return await project.worker()
 
 
-@pytest.fixture
+@fixture
 async def claim(project, worker):
     """Create a job of Alice's and claim it."""
 
@@ -30,7 +30,7 @@ async def claim(project, worker):
     return claim
 
 
-@pytest.fixture(autouse=True)
+@fixture(autouse=True)
 async def _credits_are_conserved(project):
     yield
     assert await project.faults() == []
@@ -92,7 +92,12 @@ async def test_items_are_paid_one_by_one_as_they_complete(project, worker, claim
     assert (row["credits_held"], row["credits_captured"], row["items_done"]) == (20, 10, 1)
     assert row["progress"] == pytest.approx(1 / 3)
     item = (await project.items(job))["de"]
-    assert (item["status"], item["result"], item["credits"], item["progress"]) == ("completed", {"text": "hallo"}, 10, 1)
+    assert (item["status"], item["result"], item["credits"], item["progress"]) == (
+        "completed",
+        {"text": "hallo"},
+        10,
+        1,
+    )
     await worker.finish_items(job, done("fr"), done("it"))
     assert (await worker.finish(job))["status"] == "completed"
     assert await project.balance(ALICE) == (70, 0, 30)
@@ -167,7 +172,9 @@ async def test_a_completed_item_stays_completed(project, worker, claim):
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
 async def test_a_repeated_report_of_items_changes_nothing(project, worker, claim, outcome):
     job = await claim()
-    report = [done("de"), done("fr")] if outcome == "completed" else [failed("de"), failed("fr", retryable=True)]
+    report = (
+        [done("de"), done("fr")] if outcome == "completed" else [failed("de"), failed("fr", retryable=True)]
+    )
     first = await worker.finish_items(job, *report)
     before = (await project.job(job), await project.items(job), await project.balance(ALICE))
     await project.later(seconds=1)
@@ -223,7 +230,9 @@ async def test_a_retry_keeps_its_error_and_its_hold(project, worker, claim):
     assert (row["status"], row["error_code"], row["error_message"], row["error_retryable"]) == (
         "pending", "RATE_LIMITED", "slow down", True,
     )  # fmt: skip
-    assert row["errors"] == [{"attempt": 1, "code": "RATE_LIMITED", "message": "slow down", "at": row["updated_at"]}]
+    assert row["errors"] == [
+        {"attempt": 1, "code": "RATE_LIMITED", "message": "slow down", "at": row["updated_at"]}
+    ]
     assert await project.balance(ALICE) == (80, 20, 0)
 
 
@@ -233,7 +242,12 @@ async def test_when_the_attempts_are_used_up_the_job_fails_and_is_refunded(proje
     job = await again(project, worker)
     assert (await worker.finish(job, "retry", error_code="X", error_message="no"))["status"] == "failed"
     row = await project.job(job)
-    assert (row["failures"], row["error_code"], row["error_retryable"], len(row["errors"])) == (2, "X", False, 2)
+    assert (row["failures"], row["error_code"], row["error_retryable"], len(row["errors"])) == (
+        2,
+        "X",
+        False,
+        2,
+    )
     assert {item["status"] for item in (await project.items(job)).values()} == {"failed"}
     assert await project.balance(ALICE) == (100, 0, 0)
 
@@ -247,7 +261,9 @@ async def test_when_the_attempts_are_used_up_done_items_are_kept_and_paid(projec
 
 async def test_a_retry_that_is_not_retryable_fails(worker, claim):
     job = await claim("echo", items=())
-    assert (await worker.finish(job, "retry", error_code="AUTH_FAILED", error_retryable=False))["status"] == "failed"
+    assert (await worker.finish(job, "retry", error_code="AUTH_FAILED", error_retryable=False))[
+        "status"
+    ] == "failed"
 
 
 async def test_fail_never_retries(project, worker, claim):
@@ -369,7 +385,9 @@ async def test_one_bad_report_spoils_no_other_and_changes_nothing(project, worke
     before = (await project.job(spoiled), await project.items(spoiled))
 
     good = {"outcome": "done", "items": [done("de"), done("fr")]}
-    answers = await worker.finish_all([fence(first) | good, fence(spoiled) | bad, unknown | good, fence(last) | good])
+    answers = await worker.finish_all(
+        [fence(first) | good, fence(spoiled) | bad, unknown | good, fence(last) | good]
+    )
 
     assert [answer["id"] for answer in answers] == [first["id"], spoiled["id"], unknown["id"], last["id"]]
     assert [answer["status"] for answer in answers] == ["completed", "processing", None, "completed"]
@@ -396,10 +414,12 @@ BAD_ITEMS = {
 @pytest.mark.parametrize("case", BAD_ITEMS)
 async def test_one_bad_item_spoils_its_own_report_only(project, worker, claim, case):
     first, second = await claim(), await claim()
-    answer = await worker.finish_items_answer([
-        fence(first) | {"items": [done("fr"), BAD_ITEMS[case]]},
-        fence(second) | {"items": [done("fr")]},
-    ])
+    answer = await worker.finish_items_answer(
+        [
+            fence(first) | {"items": [done("fr"), BAD_ITEMS[case]]},
+            fence(second) | {"items": [done("fr")]},
+        ]
+    )
     assert [bool(result["error"]) for result in answer["results"]] == [True, False]
     assert len(answer["results"][0]["error"]) < 1000
     assert (await project.items(first))["fr"]["status"] == "pending"
@@ -430,7 +450,9 @@ async def test_an_empty_batch_is_answered_with_nothing(worker):
 
 async def test_a_job_given_twice_in_one_batch_ends_as_the_first_says(project, worker, claim):
     job = await claim("report", items=())
-    answers = await worker.finish_all([fence(job) | {"outcome": outcome} for outcome in ("done", "fail", "retry", "snooze")])
+    answers = await worker.finish_all(
+        [fence(job) | {"outcome": outcome} for outcome in ("done", "fail", "retry", "snooze")]
+    )
     assert [answer["stale"] for answer in answers] == [False, True, True, True]
     assert [answer["error"] for answer in answers] == [None] * 4
     assert (await project.job(job))["status"] == "completed"
