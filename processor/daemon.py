@@ -28,6 +28,8 @@ from processor.worker import Worker
 
 _FLUSH_SECONDS = 10.0
 """How long the last results may take on the way out; what does not make it is rescued by others."""
+_GOODBYE_SECONDS = 3.0
+"""How long deregistering may take: without it the lease just runs out."""
 
 log = structlog.get_logger("processor.daemon")
 
@@ -165,7 +167,7 @@ class Daemon:
         await self._background.stop()
         if self._registered:
             try:
-                async with asyncio.timeout(_FLUSH_SECONDS):
+                async with asyncio.timeout(_GOODBYE_SECONDS):
                     await self.rpc.deregister_worker(self.id)
             except (ApiError, TimeoutError) as error:
                 log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")

@@ -206,6 +206,8 @@ class Rpc:
 
     async def _call(self, function: str, arguments: dict[str, Any]) -> Any:
         def note(state: RetryCallState) -> None:
+            if state.attempt_number & (state.attempt_number - 1):
+                return  # the 1st, 2nd, 4th, 8th … time: enough to see that it lasts
             error = state.outcome.exception() if state.outcome else None
             log.warning("rpc.repeated", function=function, attempt=state.attempt_number, error=str(error))
 

@@ -164,7 +164,7 @@ async def test_a_forgotten_worker_registers_again_and_goes_on(
 async def test_a_frozen_daemon_gives_up_what_another_has_rescued(place: Place) -> None:
     async with place.daemon(PROCESSOR_LEASE_SECONDS="3") as first:
         await first.ready()
-        job_id = await place.create("wait", {"seconds": 12})
+        job_id = await place.create("wait", {"seconds": 8})
         await first.event("job.started", job_id=job_id)
         first.signal(signal.SIGSTOP)
         try:
