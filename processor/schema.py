@@ -37,8 +37,7 @@ class SchemaStatus:
 
 
 def sql_files() -> list[tuple[str, str]]:
-    """
-    Return the schema's files as (name, text) in load order.
+    """Return the schema's files as (name, text) in load order.
 
     In a wheel they lie inside the package; in a checkout beside it.
     """
@@ -50,22 +49,19 @@ def sql_files() -> list[tuple[str, str]]:
 
 
 async def apply(database_url: str) -> None:
-    """
-    Put the schema into a database, in one transaction; harmless when it is there already.
+    """Put the schema into a database, in one transaction; harmless when it is there already.
 
     Raises ``SchemaError`` if the database cannot be reached or refuses a file: then nothing has changed.
     """
-    async with _connection(database_url) as connection:
-        name = ""
-        try:
-            async with connection.transaction():
-                # "relation exists, skipping" is what applying twice means: not worth a notice
-                await connection.execute("set local client_min_messages = warning")
-                for name, text in sql_files():
-                    await connection.execute(text)
-        except asyncpg.PostgresError as error:
-            hint = f" ({error.hint})" if getattr(error, "hint", None) else ""
-            raise SchemaError(f"{name} was refused, nothing has changed: {error}{hint}") from error
+    async with _connection(database_url) as connection, connection.transaction():
+        # "relation exists, skipping" is what applying twice means: not worth a notice
+        await connection.execute("set local client_min_messages = warning")
+        for name, text in sql_files():
+            try:
+                await connection.execute(text)
+            except asyncpg.PostgresError as error:
+                hint = f" ({error.hint})" if getattr(error, "hint", None) else ""
+                raise SchemaError(f"{name} was refused, nothing has changed: {error}{hint}") from error
 
 
 async def status(database_url: str) -> SchemaStatus:

@@ -16,7 +16,7 @@ app = typer.Typer(
     name="processor",
     help="Turn rows of public.jobs in a Supabase project into finished work.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # errors that users can mend are printed as one; the rest deserve a traceback
+    pretty_exceptions_enable=False,  # what users can mend is printed as one line; the rest is a traceback
 )
 app.command()(run)
 app.command()(dev)

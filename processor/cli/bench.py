@@ -46,8 +46,7 @@ def latency(
     jobs: Annotated[int, typer.Option(min=1, max=100_000, help="How many jobs to measure.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """
-    Insert → handler started, with an idle daemon.
+    """Insert → handler started, with an idle daemon.
 
     From the row's created_at, which is taken before its transaction commits, to the moment the daemon
     calls the handler: commit, WAL, Realtime, claim and dispatch are all in it. One job at a time.
@@ -77,8 +76,8 @@ async def _measure(jobs: int) -> dict[str, Any]:
 
 
 async def _samples(jobs: int, directory: str) -> list[tuple[float, str]]:
-    async with _process("dev", "--json", "--port", "0", "--data-dir", directory) as lines:
-        project = await _first(lines, lambda line: "service_role_key" in line, START_SECONDS)
+    async with _process("dev", "--json", "--port", "0", "--data-dir", directory) as stack:
+        project = await _first(stack, lambda line: "service_role_key" in line, START_SECONDS)
         key = project["service_role_key"]
         environment = {
             "SUPABASE_URL": project["url"],
@@ -147,7 +146,13 @@ async def _first(lines: AsyncIterator[dict[str, Any]], wanted: Any, seconds: flo
 async def _process(*arguments: str, **environment: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """Run ``processor …`` and read the JSON lines it prints or logs; it is stopped on the way out."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "processor", *arguments, stdout=PIPE, stderr=STDOUT, env={**os.environ, **environment}
+        sys.executable,
+        "-m",
+        "processor",
+        *arguments,
+        stdout=PIPE,
+        stderr=STDOUT,
+        env={**os.environ, **environment},
     )
     try:
         yield _json_lines(process)

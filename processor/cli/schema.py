@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from processor import schema
+from processor.rpc import SCHEMA_VERSION
 from processor.schema import SchemaError
 
 Result = TypeVar("Result")
@@ -34,7 +35,7 @@ DatabaseUrl = Annotated[
 def apply(database_url: DatabaseUrl) -> None:
     """Put the schema into a database. Safe to repeat: what is there stays."""
     _run(schema.apply(database_url))
-    out.print(f"[green]✓[/green] schema version {schema.SCHEMA_VERSION} is in place")
+    out.print(f"[green]✓[/green] schema version {SCHEMA_VERSION} is in place")
 
 
 @app.command()

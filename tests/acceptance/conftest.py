@@ -36,7 +36,9 @@ class Shop:
         await (daemon.ready() if realtime else daemon.event("daemon.ready"))
         return daemon
 
-    async def create(self, kind: str, payload: dict[str, Any] | None = None, *, by: NewUser | None = None, **more: Any) -> Any:
+    async def create(
+        self, kind: str, payload: dict[str, Any] | None = None, *, by: NewUser | None = None, **more: Any
+    ) -> Any:
         """Create a job, as a user or as the service; return its row."""
         arguments = {"kind": f"{self.queue}.{kind}", "payload": payload or {}, **more}
         rest = self.service if by is None else by.rest

@@ -38,6 +38,7 @@ def trace(what: str, *words: Any) -> None:
 async def pack(job: JobContext[Order]) -> dict[str, Any]:
     """Pack every item; those named in ``fail`` fail for good."""
     trace("jobs", "start", job.id, job.attempt)
+    job.log.info("packing", items=len(job.items))
 
     async def one(item: Any) -> dict[str, str]:
         trace("items", "start", job.id, item.key)

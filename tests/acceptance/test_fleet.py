@@ -9,7 +9,9 @@ import pytest
 
 
 @pytest.mark.timeout(180)
-async def test_three_daemons_do_every_item_of_300_jobs_exactly_once_within_their_limits(shop, eventually, admin):
+async def test_three_daemons_do_every_item_of_300_jobs_exactly_once_within_their_limits(
+    shop, eventually, admin
+):
     fleet = await asyncio.gather(*(shop.daemon(PROCESSOR_NAME=f"fleet-{n}") for n in range(3)))
     keys = ["a", "b", "c"]
 

@@ -22,7 +22,9 @@ def freeze(proxy: FaultProxy) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("fault", [cut, freeze])
-async def test_without_realtime_jobs_are_polled_and_when_it_returns_nothing_was_lost_or_done_twice(shop, fault, eventually):
+async def test_without_realtime_jobs_are_polled_and_when_it_returns_nothing_was_lost_or_done_twice(
+    shop, fault, eventually
+):
     async with FaultProxy(shop.stack.url) as proxy:
         daemon = await shop.daemon(url=proxy.url, **SETTINGS)
         before = [await shop.create("pack", items=["x"]) for _ in range(3)]

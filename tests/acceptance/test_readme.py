@@ -1,0 +1,164 @@
+"""The README's "Use it with your Supabase project", command by command, against a project that is not ours.
+
+Local mode without the schema stands in for the project: all that is known of it are its URLs and keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.daemons import Daemon
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def section(title: str) -> str:
+    """Return a section of the README."""
+    text = README.read_text()
+    begin = text.index(f"## {title}\n")
+    end = text.find("\n## ", begin + 1)
+    return text[begin:end]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def command(line: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the README as a newcomer does: the script of the environment this test runs in."""
+    scripts = Path(sys.executable).parent
+    return subprocess.run(
+        ["/bin/sh", "-c", line],
+        cwd=directory,
+        env={
+            **os.environ,
+            "PATH": f"{scripts}:{os.environ['PATH']}",
+            "PYTHONPATH": str(README.parent),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Path:
+    """Give a directory with the README's handler in app.py, which lacks only the translator it speaks of."""
+    (handler,) = blocks(section("A handler"), "python")
+    translator = (
+        "\nasync def my_translator(text: str, language: str) -> str:\n    return f'{text} in {language}'\n"
+    )
+    (tmp_path / "app.py").write_text(handler + translator)
+    return tmp_path
+
+
+async def sign_up(url: str, anon_key: str) -> str:
+    async with httpx.AsyncClient(base_url=url, headers={"apikey": anon_key}, trust_env=False) as http:
+        answer = await http.post(
+            "/auth/v1/signup", json={"email": "ann@example.com", "password": "a-long-password"}
+        )
+        return answer.raise_for_status().json()["user"]["id"]
+
+
+@pytest.mark.parametrize("way", ["database url", "sql editor"])
+async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
+    dev_process, newcomer, eventually, monkeypatch, way
+):
+    text = section("Use it with your Supabase project")
+    project = dev_process("--no-schema", "--data-dir", str(newcomer / "project")).ready()
+    schema, keys = blocks(text, "console")
+    apply, status = (
+        re.sub(r"'(postgresql:|…)[^']*'", f"'{project.db_url}'", line) for line in schema.splitlines()
+    )
+    url_line, key_line, run_line = keys.splitlines()
+
+    # not yet: the daemon says which command to run
+    early = command(
+        run_line, newcomer, SUPABASE_URL=project.url, SUPABASE_SERVICE_ROLE_KEY=project.service_role_key
+    )
+    assert early.returncode == 1
+    assert "processor schema apply --database-url" in early.stderr
+    assert "Traceback" not in early.stderr
+
+    # 1. the schema, either way
+    assert command(status, newcomer).returncode == 1
+    if way == "database url":
+        applied = command(apply, newcomer)
+        assert applied.returncode == 0, applied.stderr
+        assert command(apply, newcomer).returncode == 0, "safe to repeat"
+    else:
+        printed = command("processor schema print", newcomer).stdout
+        editor = await asyncpg.connect(project.db_url)
+        for _ in range(2):
+            await editor.execute(printed)
+        await editor.close()
+    looked = command(status, newcomer)
+    assert (looked.returncode, looked.stdout.strip()) == (0, "✓ schema version 1")
+
+    # 2. the daemon, with the two variables that the README exports
+    assert url_line.startswith("export SUPABASE_URL=")
+    assert key_line.startswith("export SUPABASE_SERVICE_ROLE_KEY=")
+    assert run_line == "processor run app:app"
+    monkeypatch.chdir(newcomer)
+    daemon = await Daemon.start(
+        "app:app", {"SUPABASE_URL": project.url, "SUPABASE_SERVICE_ROLE_KEY": project.service_role_key}
+    )
+    try:
+        await daemon.ready()
+
+        # 3. the SQL editor, statement by statement
+        user = await sign_up(project.url, project.anon_key)
+        (sql,) = blocks(text, "sql")
+        grant, create, read, check = [
+            statement
+            for statement in re.sub(r"--.*", "", sql).replace("<user id>", user).split(";")
+            if statement.strip()
+        ]
+        editor = await asyncpg.connect(project.db_url)
+        assert (await editor.fetchrow(grant))["available"] == 100
+        await editor.fetchrow(create)
+
+        async def finished():
+            row = await editor.fetchrow(read)
+            return row if row["status"] == "completed" else None
+
+        row = await eventually(finished, within=15)
+        assert (row["progress"], row["items_done"], row["credits_captured"], row["credits_refunded"]) == (
+            1,
+            2,
+            4,
+            0,
+        )
+        assert await editor.fetch(check) == []
+        await editor.close()
+    finally:
+        await daemon.close()
+
+
+async def test_the_knobs_of_the_readme_can_be_turned(stack, admin):
+    (sql,) = blocks(section("Turn the knobs"), "sql")
+    transaction = admin.transaction()
+    await transaction.start()
+    await admin.execute("insert into job_queues (name) values ('translation') on conflict do nothing")
+    await admin.execute(
+        "insert into job_kinds (kind, queue) values ('translate_card', 'translation') on conflict do nothing"
+    )
+    for statement in filter(str.strip, re.sub(r"--.*", "", sql).split(";")):
+        assert await admin.execute(statement) == "UPDATE 1", statement
+    await transaction.rollback()
+
+
+def test_the_files_the_readme_names_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
