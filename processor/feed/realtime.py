@@ -54,7 +54,7 @@ _ROUNDING = timedelta(milliseconds=10)
 """The time of a heartbeat comes by two ways, each with a precision of its own."""
 
 _UNREAD = 0.1
-"""Seconds after a deadline in which an answer counts: it may lie unread if a handler blocked the loop."""
+"""Seconds after its deadline in which an echo counts: it may lie unread if a handler blocked the loop."""
 
 _JOB_COLUMNS = ["id", "queue"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
@@ -262,8 +262,7 @@ class Incarnation:
                 push.receive(RealtimeAcknowledgementStatus.Error, refuse)
                 await _first_of(acknowledged, self._ended)
         except TimeoutError:
-            await asyncio.wait({acknowledged}, timeout=_UNREAD)
-            if not acknowledged.done():
+            if not acknowledged.done():  # a process that was blocked may have read it only now
                 self.end("ack_timeout", f"no acknowledgement within {self._timings.ack_timeout:g} s")
 
     async def _discard(self) -> None:
