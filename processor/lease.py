@@ -56,9 +56,10 @@ class Lease:
         """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
 
     def begin(self, ends_in: float, *, sent: float) -> None:
-        """Start from a registration that was sent at ``sent`` of the loop's clock."""
+        """Start from a registration that was sent at ``sent`` of the loop's clock, with a heartbeat."""
         self._ends = sent + ends_in
         self._renewed.set()
+        self._nudged.set()
 
     def nudge(self) -> None:
         """Beat now: there may be something to learn."""

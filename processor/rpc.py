@@ -36,7 +36,8 @@ from processor.job import ItemOutcome, Job, Outcome
 SCHEMA_VERSION = 1
 """The version of ``sql/`` that this package speaks."""
 
-_TIMEOUT = httpx.Timeout(30, connect=10)
+# every function takes milliseconds: whoever is silent for so long has lost the answer, and is asked again
+_TIMEOUT = httpx.Timeout(10, connect=5)
 # longer than the heartbeat's interval: the heartbeat keeps one connection warm for the next claim
 _LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=5, keepalive_expiry=60)
 

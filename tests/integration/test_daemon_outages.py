@@ -1,5 +1,6 @@
 """What a real daemon does when the API goes away under it, and comes back."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -33,6 +34,13 @@ class Shore:
             return row if row["status"] == status else None
 
         return await self.eventually(has_become, within=within)
+
+    async def quiet(self) -> None:
+        """Wait until the daemon has nothing more to ask, heartbeats aside."""
+        seen = -1
+        while (now := sum(self.proxy.requests.values())) != seen:
+            seen = now
+            await asyncio.sleep(0.5)
 
     def take_the_api_away(self) -> None:
         self.proxy.refuse("http")
@@ -82,6 +90,7 @@ async def test_a_result_waits_for_the_api_to_come_back(calm: Shore) -> None:
 
 
 async def test_a_claim_whose_answer_was_lost_is_repeated_and_orphans_nothing(calm: Shore) -> None:
+    await calm.quiet()
     calm.proxy.drop("down", "http")
     job_id = await calm.create("greet", {"name": "x"})
     await calm.becomes(job_id, "processing")
