@@ -126,7 +126,8 @@ begin
     perform processor.fail('JQ002', format('unknown queue: %s', left(job.queue, 100)), '',
       'Queues are made by the first worker that serves them, or by inserting a row into public.job_queues.');
   end if;
-  if processor.is_client() and job.queue <> k.queue then
+  -- a retry runs where its job ran: the queue is not the caller's choice then
+  if processor.is_client() and job.queue <> k.queue and job.retry_of is null then
     perform processor.fail('JQ010', format('jobs of kind %s run in queue %s', k.kind, k.queue), '', 'Leave queue out.');
   end if;
 

@@ -143,6 +143,9 @@ begin
   select jsonb_agg(jsonb_build_object('key', i.key, 'payload', i.payload) order by i.position)
   into open_items
   from public.job_items i where i.job_id = old.id and i.status <> 'completed';
+  if open_items is null and old.items_total > 0 then
+    perform processor.fail('JQ009', format('every item of job %s is completed: nothing is left to retry', old.id));
+  end if;
 
   again.kind := old.kind;
   again.queue := old.queue;

@@ -1,11 +1,47 @@
 -- A worker's life: register, heartbeat (which also rescues), deregister.
 
+create or replace function processor.check_name(what text, name text, pattern text)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_name.name is null or check_name.name !~ check_name.pattern then
+    perform processor.fail('JQ006', format('%s %s is not a name', check_name.what, coalesce(left(check_name.name, 200), 'null')), '',
+      format('A %s looks like %s', check_name.what, check_name.pattern));
+  end if;
+  return check_name.name;
+end
+$$;
+comment on function processor.check_name(text, text, text) is 'The name, or JQ006 if it does not match the pattern.';
+
+create or replace function processor.check_feed(feed text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_feed.feed not in ('realtime', 'polling') then
+    perform processor.fail('JQ006', format('feed %s is not realtime or polling', left(check_feed.feed, 100)));
+  end if;
+end
+$$;
+comment on function processor.check_feed(text) is 'Raise JQ006 if a worker''s feed is neither realtime nor polling; null passes.';
+
 create or replace function processor.declare_kind(kind jsonb)
 returns void
 language plpgsql
 set search_path = ''
 as $$
 begin
+  perform processor.check_name('kind', declare_kind.kind ->> 'kind', '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$');
+  perform processor.check_range('credits_per_job', (declare_kind.kind ->> 'credits_per_job')::numeric, 0, 1000000000);
+  perform processor.check_range('credits_per_item', (declare_kind.kind ->> 'credits_per_item')::numeric, 0, 1000000000);
+  perform processor.check_range('max_items', (declare_kind.kind ->> 'max_items')::numeric, 0, 10000);
+  if (declare_kind.kind ->> 'credits_per_job')::numeric > 0 and (declare_kind.kind ->> 'credits_per_item')::numeric > 0 then
+    perform processor.fail('JQ006', format('kind %s declares two prices', declare_kind.kind ->> 'kind'), '',
+      'A kind is priced per job or per item, not both.');
+  end if;
   -- LOCK: the caller has made the queues, and declares kinds in the order of their names
   insert into public.job_kinds as k (kind, queue, public, credits_per_job, credits_per_item, max_items, payload_schema, description, declared)
   values (
@@ -57,14 +93,23 @@ begin
       format('the database has schema version %s, this worker needs %s', processor.schema_version(), coalesce(wanted::text, 'none')), '',
       'Run: processor schema apply --database-url … with the package version that the worker has.');
   end if;
+  if register_worker.worker ->> 'id' is null or register_worker.worker ->> 'slots' is null
+    or register_worker.worker ->> 'lease_seconds' is null
+  then
+    perform processor.fail('JQ006', 'a worker needs id, slots and lease_seconds');
+  end if;
   perform processor.check_range('slots', (register_worker.worker ->> 'slots')::numeric, 1, 10000);
   perform processor.check_range('lease_seconds', (register_worker.worker ->> 'lease_seconds')::numeric, 1, 3600);
+  perform processor.check_feed(register_worker.worker ->> 'feed');
   -- LOCK: all queues at once, by name: two workers that start together must not make them in opposite orders
   insert into public.job_queues (name)
-  select q from jsonb_array_elements_text(register_worker.worker -> 'queues') q
-  union
-  select k ->> 'queue' from jsonb_array_elements(register_worker.worker -> 'kinds') k
-  order by 1
+  select processor.check_name('queue', named.queue, '^[a-z0-9][a-z0-9_.-]{0,62}$')
+  from (
+    select jsonb_array_elements_text(register_worker.worker -> 'queues') as queue
+    union
+    select k ->> 'queue' from jsonb_array_elements(register_worker.worker -> 'kinds') k
+  ) named
+  order by named.queue
   on conflict do nothing;
   perform processor.declare_kind(k) from jsonb_array_elements(register_worker.worker -> 'kinds') k order by k ->> 'kind';
 
@@ -182,8 +227,10 @@ as $$
 declare
   w public.job_workers;
   rescued int := 0;
+  running_now constant uuid[] := coalesce(heartbeat_worker.running, '{}');
   answer jsonb;
 begin
+  perform processor.check_feed(heartbeat_worker.feed);
   select * into w from public.job_workers x where x.id = heartbeat_worker.worker_id;
   if not found then
     perform processor.fail('JQ011', format('unknown worker: %s', heartbeat_worker.worker_id), '', 'Register again.');
@@ -198,7 +245,7 @@ begin
   end if;
   update public.job_workers x
   set heartbeat_at = processor.now(), lease_expires_at = processor.now() + x.lease,
-    running = cardinality(heartbeat_worker.running), feed = heartbeat_worker.feed
+    running = cardinality(running_now), feed = coalesce(heartbeat_worker.feed, x.feed)
   where x.id = w.id
   returning * into w;
   if not found then -- it was forgotten a moment ago
@@ -218,11 +265,11 @@ begin
     'inbox', w.inbox,
     'rescued', rescued,
     'cancel', coalesce((select jsonb_agg(o.id) from owned o where o.cancel_requested_at is not null), '[]'),
-    'lost', coalesce((select jsonb_agg(r) from unnest(heartbeat_worker.running) r where r not in (select o.id from owned o)), '[]'),
+    'lost', coalesce((select jsonb_agg(r) from unnest(running_now) r where r not in (select o.id from owned o)), '[]'),
     -- a job claimed a moment ago may not have reached the worker yet
     'unknown', coalesce((
       select jsonb_agg(jsonb_build_object('id', o.id, 'attempt', o.attempt)) from owned o
-      where o.id <> all (heartbeat_worker.running) and o.started_at < processor.now() - interval '10 seconds'
+      where o.id <> all (running_now) and o.started_at < processor.now() - interval '10 seconds'
     ), '[]')
   ) into answer;
   return answer;
