@@ -48,6 +48,16 @@ async def test_users_hear_only_their_own_rows(stack, listen, owned, admin):
     assert hears_bob.changes.empty()
 
 
+async def test_no_row_is_lost_to_the_moment_between_its_commit_and_its_visibility(
+    stack, listen, owned, admin
+):
+    ann = str(uuid4())
+    heard = await listen(sign(stack, sub=ann), key=stack.anon_key).on(owned).join()
+    for number in range(300):
+        await admin.execute(f"insert into {owned} values ({number}, '{ann}')")
+        assert (await heard.change())["record"]["id"] == number
+
+
 async def test_a_deleted_row_is_told_to_everybody_by_its_key_alone(stack, listen, owned, admin):
     await admin.execute(f"alter table {owned} replica identity full")
     await admin.execute(f"insert into {owned} values (1, '{uuid4()}', 'secret')")

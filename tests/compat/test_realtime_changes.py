@@ -1,5 +1,6 @@
 """Postgres Changes, heard with the official Python client."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -61,6 +62,20 @@ async def test_nothing_that_commits_after_the_system_message_is_missed(listen, t
         await heard.client.close()
 
 
+async def test_a_row_that_is_told_can_be_read_at_once(stack, listen, table, admin):
+    name = await table("id int primary key")
+    heard = await listen().on(name, "INSERT").join()
+    reader = await asyncpg.connect(stack.db_url)
+    try:
+        for number in range(300):
+            insert = asyncio.create_task(admin.execute(f"insert into {name} values ({number})"))
+            await heard.change()
+            assert await reader.fetchval(f"select true from {name} where id = {number}"), number
+            await insert
+    finally:
+        await reader.close()
+
+
 async def test_values_agree_with_to_jsonb(listen, table, admin):
     await admin.execute(
         "drop type if exists watched_mood; create type watched_mood as enum ('sad', 'very happy')"
@@ -82,7 +97,8 @@ async def test_values_agree_with_to_jsonb(listen, table, admin):
             1, 9007199254740993, -7, 123456789012345678901234567890.1234567890, 1.50, 1.1, 0.1, true,
             E'ä "quoted" \\\\ line\\nbreak', 'short', 'ab', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11',
             '{{"a": [1, {{"b": null}}], "n": 1.10}}', '{{"k":  1}}', '2026-11-22', '03:04:05.6',
-            '03:04:05+02', '2026-11-22 03:04:05.123456', '2026-11-22 03:04:05.5+02', '1 year 2 days 03:04:05', '\\x00ff10',
+            '03:04:05+02', '2026-11-22 03:04:05.123456', '2026-11-22 03:04:05.5+02',
+            '1 year 2 days 03:04:05', '\\x00ff10',
             'very happy', 42, '{{1,NULL,3}}', '{{a,"b,c","NULL",NULL,"q\\"q"}}', '{{sad,"very happy"}}',
             '{{{{1,2}},{{3,4}}}}', '{{"2026-11-22 03:04:05+00",infinity}}', array['{{"a": 1}}'::jsonb, '[]'],
             '10.0.0.1/8', '[1,5)', row(1, 'a "b"'), array[row(2, null)::watched_point], null, '12345',

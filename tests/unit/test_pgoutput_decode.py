@@ -38,7 +38,7 @@ def test_a_begin_tells_when_its_transaction_committed():
         (datetime(2026, 1, 2, 3, 4, 5, 678, UTC) - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds()
     )
     message = decode(b"B" + struct.pack("!qqi", 1, microseconds * 1_000_000 + 678, 7))
-    assert message == Begin(datetime(2026, 1, 2, 3, 4, 5, 678, UTC))
+    assert message == Begin(7, datetime(2026, 1, 2, 3, 4, 5, 678, UTC))
 
 
 def test_a_commit_is_a_commit():

@@ -143,7 +143,7 @@ class Changes:
         self._subscriptions: dict[Subscriber, list[Subscription]] = {}
         self._by_relation: dict[int, list[Subscription]] = {}
         self._relations: dict[int, Relation] = {}
-        self._committed_at = datetime.now(UTC)
+        self._transaction = Begin(0, datetime.now(UTC))
         self._task: asyncio.Task[None] | None = None
         self._admin: asyncpg.Pool | None = None
         self._catalogue: Catalogue | None = None
@@ -273,16 +273,16 @@ class Changes:
             subscriber.restart()
 
     async def _deliver(self, messages: Iterable[bytes]) -> None:
-        pending: list[tuple[Relation, Change, datetime]] = []
+        pending: list[tuple[Relation, Change, Begin]] = []
         for data in messages:
             # rows that nobody asked for are most of the WAL: do not even decode them
             if data[:1] in b"IUD" and not self._wanted(int.from_bytes(data[1:5], "big")):
                 continue
             message = decode(data)
             if isinstance(message, Change):
-                pending.append((self._relations[message.relation_oid], message, self._committed_at))
+                pending.append((self._relations[message.relation_oid], message, self._transaction))
             elif isinstance(message, Begin):
-                self._committed_at = message.committed_at
+                self._transaction = message
             elif isinstance(message, Relation):
                 await self._publish(pending)  # with the shape that they had
                 pending = []
@@ -303,10 +303,13 @@ class Changes:
             ]
         return found
 
-    async def _publish(self, pending: Sequence[tuple[Relation, Change, datetime]]) -> None:
+    async def _publish(self, pending: Sequence[tuple[Relation, Change, Begin]]) -> None:
         prepared: list[tuple[Relation, Change, datetime, Writer, list[Delivery]]] = []
         asked: dict[Group, list[tuple[Writer, Delivery]]] = {}
-        for relation, change, at in pending:
+        if pending:
+            await self._until_visible({transaction.xid for _, _, transaction in pending})
+        for relation, change, transaction in pending:
+            at = transaction.committed_at
             table = await self._table(relation)
             if table is None:
                 continue
@@ -323,6 +326,17 @@ class Changes:
             await self._send(
                 relation, change, at, writer, [each for each in deliveries if id(each) not in hidden]
             )
+
+    async def _until_visible(self, xids: set[int]) -> None:
+        """Wait until everybody can see what these transactions did.
+
+        A commit is in the WAL, and so here, a moment before other transactions see it. A client that reads
+        the row it was told of, or our own check of its visibility, must not come in between.
+        """
+        catalogue, delay = self._known_catalogue(), 0.0
+        while await catalogue.unseen(xids):
+            await asyncio.sleep(delay)
+            delay = min(delay + 0.0005, 0.05)
 
     async def _table(self, relation: Relation) -> Table | None:
         catalogue = self._known_catalogue()

@@ -31,8 +31,9 @@ Row: TypeAlias = tuple[Value, ...]
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A transaction's start; ``committed_at`` is the time of its commit."""
+    """A transaction's start, sent after its commit at ``committed_at``; ``xid`` has 32 bits."""
 
+    xid: int
     committed_at: datetime
 
 
@@ -103,7 +104,7 @@ def _decode(data: bytes) -> Begin | Commit | Relation | Change | None:
         old, _ = _row(data, 6)
         return Change(_oid(data, 1)[0], "DELETE", old=old, old_is_key=data[5:6] == b"K")
     if kind == b"B":
-        return Begin(EPOCH + timedelta(microseconds=_int64(data, 9)[0]))
+        return Begin(_oid(data, 17)[0], EPOCH + timedelta(microseconds=_int64(data, 9)[0]))
     if kind == b"C":
         return Commit()
     if kind == b"R":

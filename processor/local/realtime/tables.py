@@ -14,6 +14,7 @@ from processor.local.realtime.values import ToJson, Type, array, parse_array, sc
 
 # a change of a table or its grants shows in the WAL; a change of a role does not, so look again after this
 ACCESS_LIFETIME = 2.0
+XIDS = 2**32
 PATTERNS = {"like": "~~", "ilike": "~~*", "match": "~", "imatch": "~*"}
 
 TABLES = """
@@ -149,6 +150,14 @@ class Catalogue:
             )
             found = table.access[role] = (now + ACCESS_LIFETIME, access)
         return found[1]
+
+    async def unseen(self, xids: Iterable[int]) -> bool:
+        """Tell whether some of these transactions, given by their lower 32 bits, are not yet visible."""
+        snapshot: str = await self._pool.fetchval("select pg_current_snapshot()::text")
+        _, xmax, running = snapshot.split(":")
+        in_progress = {int(xid) % XIDS for xid in running.split(",") if xid}
+        # transaction numbers go round: later means less than half a turn ahead
+        return any(xid in in_progress or (xid - int(xmax)) % XIDS < XIDS // 2 for xid in xids)
 
     async def bind(self, condition: Filter, table: Table) -> Matcher | None:
         """Make a condition comparable with a column's text; None means that `compare` must be asked.
