@@ -8,7 +8,7 @@ create table if not exists public.job_queues (
   retry_delays interval[] not null default array[interval '1 minute', interval '5 minutes', interval '30 minutes'],
   jitter double precision not null default 0.1,
   timeout interval not null default interval '10 minutes',
-  created_at timestamptz not null default now(),
+  created_at timestamptz not null default processor.now(),
   constraint job_queues_name_is_plain check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
   constraint job_queues_max_processing_is_positive check (max_processing > 0),
   constraint job_queues_max_attempts_is_sane check (max_attempts between 1 and 100),
@@ -18,12 +18,14 @@ create table if not exists public.job_queues (
 );
 comment on table public.job_queues is
   'One row per queue, made by the first worker that serves it. Operators change it at any time; the next claim obeys.';
+comment on column public.job_queues.name is 'Lower case letters, digits, dot, dash, underscore.';
 comment on column public.job_queues.paused is 'true: nothing is claimed; what runs goes on.';
 comment on column public.job_queues.max_processing is 'How many jobs may run at once over all workers; null: no limit.';
 comment on column public.job_queues.max_attempts is 'How many attempts a new job gets.';
 comment on column public.job_queues.retry_delays is 'Waits after the 1st, 2nd, … failed attempt; the last one repeats.';
 comment on column public.job_queues.jitter is 'Random share of a delay, both ways: 0.1 makes 60 s anything from 54 to 66 s.';
 comment on column public.job_queues.timeout is 'How long one attempt may take.';
+comment on column public.job_queues.created_at is 'When it was made.';
 
 create table if not exists public.job_kinds (
   kind text primary key,
@@ -35,7 +37,7 @@ create table if not exists public.job_kinds (
   payload_schema jsonb not null default '{}',
   description text not null default '',
   declared jsonb not null default '{}',
-  updated_at timestamptz not null default now(),
+  updated_at timestamptz not null default processor.now(),
   constraint job_kinds_kind_is_plain check (kind ~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$'),
   constraint job_kinds_prices_are_sane check (
     credits_per_job between 0 and 1000000000 and credits_per_item between 0 and 1000000000
@@ -46,8 +48,15 @@ create table if not exists public.job_kinds (
 create index if not exists job_kinds_queue_idx on public.job_kinds (queue);
 comment on table public.job_kinds is
   'One row per handler. register_worker fills it from the handlers'' declarations; what an operator changed here wins.';
+comment on column public.job_kinds.kind is 'The name of the handler.';
+comment on column public.job_kinds.queue is 'Where its jobs run unless create_job says otherwise, which only the service may.';
 comment on column public.job_kinds.public is 'true: signed-in users may create such jobs. Default: only the service may.';
 comment on column public.job_kinds.credits_per_job is 'Price of a job, paid when it completes.';
-comment on column public.job_kinds.credits_per_item is 'Price of an item, paid for each that completes. A kind has one price or the other.';
+comment on column public.job_kinds.credits_per_item is
+  'Price of an item, paid for each that completes. A kind has one price or the other.';
+comment on column public.job_kinds.max_items is 'How many items a job may have.';
 comment on column public.job_kinds.payload_schema is 'JSON Schema of the handler''s payload, for forms.';
-comment on column public.job_kinds.declared is 'What the handler last declared: a column that still equals it follows the next declaration.';
+comment on column public.job_kinds.description is 'What it does, for people.';
+comment on column public.job_kinds.declared is
+  'What the handler last declared: a column that still equals it follows the next declaration.';
+comment on column public.job_kinds.updated_at is 'When a worker last declared something new.';

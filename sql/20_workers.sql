@@ -23,7 +23,19 @@ create table if not exists public.job_workers (
 );
 comment on table public.job_workers is
   'The living daemons. One update per heartbeat renews the lease of all jobs a worker holds.';
+comment on column public.job_workers.id is 'Chosen by the worker when it starts.';
+comment on column public.job_workers.name is 'What people call it.';
+comment on column public.job_workers.host is 'The machine it runs on.';
+comment on column public.job_workers.pid is 'Its process on that machine.';
+comment on column public.job_workers.version is 'The version of its package.';
+comment on column public.job_workers.queues is 'The queues it serves.';
+comment on column public.job_workers.kinds is 'The kinds it has handlers for: it claims no others.';
+comment on column public.job_workers.slots is 'How many jobs it runs at once.';
+comment on column public.job_workers.running is 'How many jobs it ran at its last heartbeat.';
 comment on column public.job_workers.feed is 'How the worker learns of new jobs at the moment: realtime or polling.';
+comment on column public.job_workers.lease is 'How far each heartbeat moves lease_expires_at.';
+comment on column public.job_workers.started_at is 'When it registered.';
+comment on column public.job_workers.heartbeat_at is 'When it was last heard of.';
 comment on column public.job_workers.lease_expires_at is 'After this its jobs may be rescued by others.';
 comment on column public.job_workers.draining is 'true: the worker claims no more; set it from the SQL editor before a migration.';
 comment on column public.job_workers.inbox is

@@ -75,25 +75,45 @@ create unique index if not exists jobs_retry_of_idx on public.jobs (retry_of) wh
 
 comment on table public.jobs is
   'The jobs. Created by create_job(), changed by functions only, read by their owners (and live through Realtime).';
+comment on column public.jobs.id is 'Sorts by time of creation.';
+comment on column public.jobs.queue is 'Which queue it waits in, and whose limits and delays it has.';
 comment on column public.jobs.kind is 'Which handler runs it.';
 comment on column public.jobs.owner_id is 'The auth user who owns and pays for it; null: a job of the system, free.';
-comment on column public.jobs.status is 'pending → processing → completed | partial | failed | cancelled; back to pending by retry, snooze, release, rescue.';
+comment on column public.jobs.status is
+  'pending → processing → completed | partial | failed | cancelled; back to pending by retry, snooze, release, rescue.';
 comment on column public.jobs.priority is 'Higher first, -1000 to 1000.';
+comment on column public.jobs.payload is 'What the handler works on: a JSON object of at most 256 KiB.';
+comment on column public.jobs.result is 'What the handler returned: at most 1 MiB.';
 comment on column public.jobs.progress is '0 to 1.';
+comment on column public.jobs.progress_message is 'What the handler said last, for people.';
+comment on column public.jobs.items_total is 'How many items it has.';
+comment on column public.jobs.items_done is 'How many of them are completed.';
+comment on column public.jobs.items_failed is 'How many of them have failed and are not open again.';
 comment on column public.jobs.attempt is 'How many times it was claimed. Only grows: with worker_id it fences every write.';
 comment on column public.jobs.failures is 'Failed attempts; at max_attempts it ends. A release, snooze or rescue is not a failure.';
 comment on column public.jobs.crashes is 'How often its worker died with it. The second time ends it: WORKER_CRASHED.';
+comment on column public.jobs.max_attempts is 'How many attempts may fail; from the queue unless create_job says otherwise.';
 comment on column public.jobs.run_at is 'Not before this time.';
+comment on column public.jobs.created_at is 'When it was created.';
 comment on column public.jobs.started_at is 'When the current (or last) attempt was claimed.';
+comment on column public.jobs.finished_at is 'When it ended; null until then.';
+comment on column public.jobs.updated_at is 'When it last changed.';
 comment on column public.jobs.worker_id is 'Who holds it; after the end, who held it last.';
 comment on column public.jobs.claim_id is 'The request that claimed it: the same request again gets the same jobs.';
+comment on column public.jobs.cancel_requested_at is 'When somebody asked to stop it while it ran.';
 comment on column public.jobs.timeout is 'Overrides the queue''s timeout for one attempt.';
+comment on column public.jobs.error_code is 'Why it ended as it did or is tried again: a stable code such as UPSTREAM_TIMEOUT.';
+comment on column public.jobs.error_message is 'The same in words, at most 2,000 characters.';
+comment on column public.jobs.error_retryable is 'true: it is tried again. false: it is not.';
 comment on column public.jobs.errors is 'One entry per failed attempt {attempt, code, message, at}, the last 20.';
 comment on column public.jobs.credits_held is 'Reserved and not yet decided. held + captured + refunded is what was reserved.';
+comment on column public.jobs.credits_captured is 'Paid for what completed.';
+comment on column public.jobs.credits_refunded is 'Given back when it ended.';
 comment on column public.jobs.idempotency_key is 'create_job with the same key and input returns this job.';
 comment on column public.jobs.input_digest is 'SHA-256 of kind, queue, payload and items: what "the same input" means.';
 comment on column public.jobs.unique_key is 'At most one pending or processing job of this owner and kind has it.';
 comment on column public.jobs.retry_of is 'The ended job whose open items this one repeats.';
+comment on column public.jobs.tags is 'Words to find it by: at most 20.';
 
 create table if not exists public.job_items (
   job_id uuid not null references public.jobs (id) on delete cascade,
@@ -116,9 +136,20 @@ create table if not exists public.job_items (
 with (fillfactor = 80);
 comment on table public.job_items is
   'The units inside a job: each is a checkpoint, so a retry or a rescue runs only those that are not completed.';
+comment on column public.job_items.job_id is 'The job it is part of.';
+comment on column public.job_items.key is 'Its name within the job, such as a language or a file.';
 comment on column public.job_items.position is '1 to n, the order given; also the number of its ticket in the hold.';
+comment on column public.job_items.status is
+  'pending → completed | failed; what is open when the job ends becomes failed, or cancelled with it.';
+comment on column public.job_items.payload is 'What it needs beside the job''s payload.';
+comment on column public.job_items.result is 'What the handler made of it: at most 1 MiB.';
+comment on column public.job_items.progress is '0 to 1.';
 comment on column public.job_items.attempts is 'How often it was finished, well or not.';
 comment on column public.job_items.credits is 'What was paid for it.';
+comment on column public.job_items.error_code is 'Why it failed: a stable code.';
+comment on column public.job_items.error_message is 'The same in words, at most 2,000 characters.';
+comment on column public.job_items.error_retryable is 'true: it runs again with the job''s next attempt.';
+comment on column public.job_items.updated_at is 'When it last changed.';
 
 create table if not exists public.job_logs (
   id bigint generated always as identity primary key,
@@ -132,3 +163,10 @@ create table if not exists public.job_logs (
 );
 create index if not exists job_logs_job_idx on public.job_logs (job_id, id);
 comment on table public.job_logs is 'What handlers said with job.log: at most 1,000 lines a job, visible to its owner.';
+comment on column public.job_logs.id is 'Grows with time.';
+comment on column public.job_logs.job_id is 'The job that was running.';
+comment on column public.job_logs.attempt is 'In which of its attempts.';
+comment on column public.job_logs.logged_at is 'When, by the clock of the worker.';
+comment on column public.job_logs.level is 'debug, info, warning or error.';
+comment on column public.job_logs.message is 'At most 2,000 characters.';
+comment on column public.job_logs.fields is 'What belongs to it, as a JSON object of at most 4 KiB.';

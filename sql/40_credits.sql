@@ -21,6 +21,14 @@ create table if not exists public.credit_accounts (
 )
 with (fillfactor = 50);
 comment on table public.credit_accounts is 'One row per owner: what was issued is available, held, spent or expired.';
+comment on column public.credit_accounts.owner_id is 'The auth user.';
+comment on column public.credit_accounts.issued is 'All that was ever granted.';
+comment on column public.credit_accounts.available is 'What new jobs can reserve.';
+comment on column public.credit_accounts.held is
+  'Reserved by jobs that have not ended; what of it is paid already becomes spent when they do.';
+comment on column public.credit_accounts.spent is 'Paid for work that was done.';
+comment on column public.credit_accounts.expired is 'Granted for a time that is over.';
+comment on column public.credit_accounts.updated_at is 'When it last changed.';
 
 create table if not exists public.credit_entries (
   id bigint generated always as identity primary key,
@@ -40,6 +48,14 @@ create index if not exists credit_entries_job_idx on public.credit_entries (job_
 create unique index if not exists credit_entries_idempotency_key_idx
   on public.credit_entries (owner_id, idempotency_key) where idempotency_key is not null;
 comment on table public.credit_entries is 'The journal: appended to, never changed.';
+comment on column public.credit_entries.id is 'Grows with time.';
+comment on column public.credit_entries.owner_id is 'Whose account.';
+comment on column public.credit_entries.kind is 'grant, reserve, capture or release.';
+comment on column public.credit_entries.amount is 'How much, always positive.';
+comment on column public.credit_entries.job_id is 'The job it is about; null for a grant.';
+comment on column public.credit_entries.reason is 'Why, in the words of whoever granted it.';
+comment on column public.credit_entries.idempotency_key is 'A grant with the same key happens once.';
+comment on column public.credit_entries.created_at is 'When.';
 
 create table if not exists public.credit_holds (
   job_id uuid primary key references public.jobs (id) on delete cascade,
@@ -55,7 +71,15 @@ create table if not exists public.credit_holds (
 );
 create index if not exists credit_holds_open_idx on public.credit_holds (owner_id) where closed_at is null;
 comment on table public.credit_holds is 'Credits reserved for a job: units × unit_price, open until the job ends.';
+comment on column public.credit_holds.job_id is 'The job; a free one has no hold.';
+comment on column public.credit_holds.owner_id is 'Whose credits.';
+comment on column public.credit_holds.units is 'How many tickets there are.';
+comment on column public.credit_holds.unit_price is 'The price of each, as it was when the job was created.';
 comment on column public.credit_holds.per_item is 'true: unit n is the item at position n. false: unit 1 is the job.';
+
+comment on column public.credit_holds.captured is 'What was spent of it, known when it closes.';
+comment on column public.credit_holds.released is 'What was given back of it, known when it closes.';
+comment on column public.credit_holds.closed_at is 'When the job ended; null: open.';
 
 create table if not exists public.credit_captures (
   job_id uuid not null references public.credit_holds (job_id) on delete cascade,
@@ -64,6 +88,9 @@ create table if not exists public.credit_captures (
   primary key (job_id, unit)
 );
 comment on table public.credit_captures is 'The tickets taken from a hold: one per item that completed (or unit 1 for the job).';
+comment on column public.credit_captures.job_id is 'The hold.';
+comment on column public.credit_captures.unit is 'The number of the ticket: the position of the item, or 1 for the job.';
+comment on column public.credit_captures.captured_at is 'When it was taken.';
 
 create or replace function processor.open_hold(job_id uuid, owner_id uuid, units int, unit_price bigint, per_item boolean)
 returns bigint

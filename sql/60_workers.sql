@@ -43,7 +43,8 @@ begin
       'A kind is priced per job or per item, not both.');
   end if;
   -- LOCK: the caller has made the queues, and declares kinds in the order of their names
-  insert into public.job_kinds as k (kind, queue, public, credits_per_job, credits_per_item, max_items, payload_schema, description, declared)
+  insert into public.job_kinds as k (kind, queue, public, credits_per_job, credits_per_item, max_items,
+    payload_schema, description, declared)
   values (
     declare_kind.kind ->> 'kind',
     declare_kind.kind ->> 'queue',

@@ -1,6 +1,7 @@
 -- For operators: the SQL editor at 3 a.m.
 
-create or replace function processor.grant_credits(owner_id uuid, amount bigint, reason text default null, idempotency_key text default null)
+create or replace function processor.grant_credits(owner_id uuid, amount bigint, reason text default null,
+  idempotency_key text default null)
 returns public.credit_accounts
 language plpgsql
 set search_path = ''
@@ -43,13 +44,15 @@ $$;
 comment on function processor.grant_credits(uuid, bigint, text, text) is
   'Give an owner credits: select * from processor.grant_credits(''<user id>'', 100, ''welcome''). With an idempotency_key, once only.';
 
-create or replace function public.grant_credits(owner_id uuid, amount bigint, reason text default null, idempotency_key text default null)
+create or replace function public.grant_credits(owner_id uuid, amount bigint, reason text default null,
+  idempotency_key text default null)
 returns public.credit_accounts
 language sql
 security definer -- the service has no right to write the ledger but this one
 set search_path = ''
 as $$
-  select * from processor.grant_credits(grant_credits.owner_id, grant_credits.amount, grant_credits.reason, grant_credits.idempotency_key)
+  select *
+  from processor.grant_credits(grant_credits.owner_id, grant_credits.amount, grant_credits.reason, grant_credits.idempotency_key)
 $$;
 comment on function public.grant_credits(uuid, bigint, text, text) is
   'processor.grant_credits() for a server with the service key, such as the one that takes payments.';

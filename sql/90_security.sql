@@ -15,6 +15,9 @@ begin
     execute format('revoke all on table public.%I from public, anon, authenticated, service_role, job_processor', t);
     execute format('grant select on table public.%I to service_role', t);
   end loop;
+  foreach t in array array['job_logs_id_seq', 'credit_entries_id_seq'] loop
+    execute format('revoke all on sequence public.%I from public, anon, authenticated, service_role, job_processor', t);
+  end loop;
   -- `alter default privileges in schema` would not revoke PUBLIC's right to execute: each by name
   for f in
     select p.oid::regprocedure from pg_catalog.pg_proc p

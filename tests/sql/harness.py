@@ -274,7 +274,8 @@ def failed(key: str, *, retryable: bool = False) -> Row:
 
 
 async def connect(dsn: str) -> asyncpg.Connection:
-    connection = await asyncpg.connect(dsn)
+    # no cached statements: tests change and roll back what they refer to
+    connection = await asyncpg.connect(dsn, statement_cache_size=0)
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
     return connection
 

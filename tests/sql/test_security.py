@@ -1,0 +1,306 @@
+"""Who may do what: every role, every table, every function."""
+
+import pytest
+
+from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, fixture
+
+LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
+CLIENT_FUNCTIONS = {"create_job", "cancel_job", "retry_job"}
+WORKER_FUNCTIONS = {
+    "register_worker",
+    "heartbeat_worker",
+    "claim_jobs",
+    "report_progress",
+    "append_job_logs",
+    "finish_items",
+    "finish_jobs",
+    "release_jobs",
+    "deregister_worker",
+}
+OURS = "('public', 'processor')"
+OWNED = ("jobs", "job_items", "job_logs", "credit_accounts", "credit_entries", "credit_holds", "credit_captures")
+
+
+@fixture
+async def busy(project):
+    """A project in which Alice and Bob each have a job that ran, with items, logs and credits."""
+    await project.kind("translate", credits_per_item=10)
+    await project.kind("internal", public=False)
+    worker = await project.worker()
+    for owner in (ALICE, BOB):
+        await project.grant(owner, 100)
+        await project.create("translate", owner_id=owner, items=["de", "fr"])
+        [job] = await worker.claim()
+        await worker.log(job, "hello")
+        await worker.finish(job, "fail", items=[done("de")])
+    return project
+
+
+async def functions_of(project, role: str) -> set[str]:
+    rows = await project.rows(
+        f"""
+        select p.proname, n.nspname from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and has_function_privilege($1, p.oid, 'execute')
+          and has_schema_privilege($1, n.oid, 'usage')
+        """,
+        role,
+    )
+    return {row["proname"] for row in rows}
+
+
+async def rights_of(project, role: str, *privileges: str) -> dict[str, set[str]]:
+    rows = await project.rows(
+        """
+        select c.relname, privilege from pg_class c cross join unnest($2::text[]) privilege
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'm', 'p')
+          and (has_table_privilege($1, c.oid, privilege)
+            or (privilege in ('select', 'insert', 'update', 'references') and has_any_column_privilege($1, c.oid, privilege)))
+        """,
+        role,
+        list(privileges),
+    )
+    return {privilege: {r["relname"] for r in rows if r["privilege"] == privilege} for privilege in privileges}
+
+
+WRITES = ("insert", "update", "delete", "truncate", "references", "trigger")
+
+
+async def test_anon_can_do_nothing(project):
+    assert await functions_of(project, "anon") == set()
+    assert await rights_of(project, "anon", "select", *WRITES) == {p: set() for p in ("select", *WRITES)}
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_anon_reads_no_table(busy, table):
+    async with busy.refused("42501", "permission denied"), busy.acting("anon", api=True):
+        await busy.rows(f"select * from public.{table}")
+
+
+async def test_a_user_executes_the_client_functions_and_nothing_else(project):
+    assert await functions_of(project, "authenticated") == CLIENT_FUNCTIONS
+
+
+async def test_a_user_writes_no_table(project):
+    assert await rights_of(project, "authenticated", *WRITES) == {p: set() for p in WRITES}
+
+
+async def test_a_user_reads_the_tables_meant_for_users(project):
+    rights = await rights_of(project, "authenticated", "select")
+    assert rights["select"] == {*OWNED, "job_kinds"}
+
+
+@pytest.mark.parametrize("table", OWNED)
+async def test_a_user_sees_own_rows_only(busy, table):
+    key = "owner_id" if table.startswith(("jobs", "credit_a", "credit_e", "credit_h")) else "job_id"
+    everything = await busy.rows(f"select {key} as key from public.{table}")
+    seen = {}
+    for owner in (ALICE, BOB):
+        async with busy.acting(owner, api=True):
+            seen[owner] = await busy.rows(f"select {key} as key from public.{table}")
+        assert seen[owner], "the owner sees something"
+        if key == "owner_id":
+            assert {row["key"] for row in seen[owner]} == {owner}
+        else:
+            owners = [await busy.sql("select owner_id from public.jobs where id = $1", r["key"]) for r in seen[owner]]
+            assert set(owners) == {owner}
+    assert len(seen[ALICE]) + len(seen[BOB]) == len(everything)
+
+
+async def test_a_token_without_a_user_sees_nothing(busy):
+    async with busy.acting("authenticated", api=True):
+        for table in OWNED:
+            assert await busy.rows(f"select * from public.{table}") == []
+
+
+async def test_a_user_sees_public_kinds_only(busy):
+    async with busy.acting(ALICE, api=True):
+        assert [r["kind"] for r in await busy.rows("select kind from public.job_kinds")] == ["translate"]
+
+
+async def test_a_job_of_nobody_is_seen_by_no_user(busy):
+    job = await busy.create("internal")
+    async with busy.acting(ALICE, api=True):
+        assert await busy.rows("select * from public.jobs where id = $1", job["id"]) == []
+
+
+async def test_a_worker_role_executes_the_worker_functions_and_nothing_else(project):
+    assert await functions_of(project, "job_processor") == WORKER_FUNCTIONS
+
+
+async def test_a_worker_role_reads_what_it_subscribes_to_and_writes_nothing(project):
+    rights = await rights_of(project, "job_processor", "select", *WRITES)
+    assert rights == {"select": {"jobs", "job_queues", "job_workers"}} | {p: set() for p in WRITES}
+
+
+async def test_a_worker_role_sees_the_jobs_of_all(busy):
+    async with busy.acting("job_processor", api=True):
+        assert len(await busy.rows("select * from public.jobs")) == 2
+        assert len(await busy.rows("select * from public.job_workers")) == 1
+        assert len(await busy.rows("select * from public.job_queues")) == 1
+
+
+async def test_a_worker_role_does_a_whole_job(project):
+    await project.sql("select set_config('processor.now', '', false)")  # an API session has the real time
+    await project.kind("translate", credits_per_item=10)
+    await project.grant(ALICE, 100)
+    await project.create("translate", owner_id=ALICE, items=["de"])
+    worker = await project.worker()
+
+    async def call(function: str, **arguments):
+        async with project.acting("job_processor", api=True):
+            names = ", ".join(f'"{name}" => ${n}' for n, name in enumerate(arguments, 2))
+            return await project.sql(f"select public.{function}(worker_id => $1, {names})", worker.id, *arguments.values())
+
+    await call("heartbeat_worker", running=[])
+    [job] = (await call("claim_jobs", request_id=worker.id))["jobs"]
+    fence = {"id": job["id"], "attempt": 1}
+    await call("report_progress", reports=[fence | {"progress": 0.5}])
+    await call("append_job_logs", logs=[fence | {"message": "m"}])
+    await call("finish_items", results=[fence | {"items": [done("de")]}])
+    [answer] = await call("finish_jobs", results=[fence | {"outcome": "done"}])
+    assert answer["status"] == "completed"
+    assert await project.balance(ALICE) == (90, 0, 10)
+
+
+async def test_the_service_executes_all_public_functions_and_no_private_ones(project):
+    assert await functions_of(project, "service_role") == CLIENT_FUNCTIONS | WORKER_FUNCTIONS | {"grant_credits"}
+
+
+async def test_the_service_reads_all_and_writes_the_knobs_only(project):
+    rights = await rights_of(project, "service_role", "select", *WRITES)
+    knobs = {"job_queues", "job_kinds"}
+    assert rights == {
+        "select": set(TABLES), "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
+        "truncate": set(), "references": set(), "trigger": set(),
+    }  # fmt: skip
+
+
+async def test_the_service_drains_a_worker_but_cannot_forge_a_lease(busy):
+    async with busy.acting("service_role", api=True):
+        await busy.sql("update public.job_workers set draining = true")
+    async with busy.refused("42501"), busy.acting("service_role", api=True):
+        await busy.sql("update public.job_workers set lease_expires_at = 'infinity'")
+
+
+@pytest.mark.parametrize("by", ["anon", ALICE, "job_processor"])
+async def test_only_the_service_grants_credits(busy, by):
+    async with busy.refused("42501"):
+        await busy.call("grant_credits", by=by, owner_id=ALICE, amount=1)
+    async with busy.refused("42501"):
+        await busy.call("processor.grant_credits", by=by, owner_id=ALICE, amount=1)
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "job_processor"])
+async def test_no_api_role_reaches_the_private_schema(project, role):
+    assert not await project.sql("select has_schema_privilege($1, 'processor', 'usage')", role)
+    assert not await project.sql("select has_schema_privilege($1, 'processor', 'create')", role)
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "job_processor"])
+async def test_no_api_role_touches_a_sequence(project, role):
+    rows = await project.rows(
+        """
+        select relname from pg_class
+        where case when relkind = 'S' and relnamespace = 'public'::regnamespace
+          then has_sequence_privilege($1, oid, 'usage, select, update') end
+        """,
+        role,
+    )
+    assert rows == []
+
+
+async def test_row_level_security_is_on_for_every_table(project):
+    rows = await project.rows("""
+        select relname, relrowsecurity from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')
+    """)
+    assert {row["relname"]: row["relrowsecurity"] for row in rows} == dict.fromkeys(TABLES, True)
+
+
+async def test_policies_ask_for_the_user_once_per_query(project):
+    rows = await project.rows("select policyname, qual, cmd, with_check from pg_policies where schemaname = 'public'")
+    assert rows
+    for row in rows:
+        assert row["cmd"] == "SELECT"
+        assert row["with_check"] is None
+        if "uid()" in row["qual"]:
+            assert row["qual"].count("uid()") == row["qual"].count("( SELECT auth.uid() AS uid)"), row
+
+
+async def test_realtime_publishes_exactly_the_intended_tables(project):
+    rows = await project.rows("select tablename from pg_publication_tables where pubname = 'supabase_realtime' order by 1")
+    assert [row["tablename"] for row in rows] == list(LIVE)
+
+
+async def test_deletes_tell_realtime_no_more_than_the_key(project):
+    rows = await project.rows("select relname, relreplident::text from pg_class where relname = any ($1)", list(LIVE))
+    assert {row["relname"]: row["relreplident"] for row in rows} == dict.fromkeys(LIVE, "d")
+
+
+@pytest.mark.parametrize(
+    ("role", "client"),
+    [
+        ("anon", True),
+        ("authenticated", True),
+        ("custom_role", True),
+        ("service_role", False),
+        ("job_processor", False),
+        ("postgres", False),
+        (None, False),
+    ],
+)
+async def test_a_definer_function_knows_who_called_it(project, role, client):
+    await project.connection.execute("""
+        create role custom_role nologin;
+        create function public.probe() returns boolean language sql security definer set search_path = ''
+          as 'select processor.is_client()';
+        grant execute on function public.probe() to anon, authenticated, custom_role, service_role, job_processor;
+    """)
+    async with project.acting(role, api=role not in (None, "postgres", "custom_role")):
+        assert await project.sql("select public.probe()") is client
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "job_processor"])
+async def test_an_api_session_cannot_set_the_clock(project, role):
+    await project.connection.execute("""
+        create function public.probe() returns timestamptz language sql security definer set search_path = ''
+          as 'select processor.now()';
+        grant execute on function public.probe() to public;
+    """)
+    assert await project.sql("select public.probe()") == NOON
+    async with project.acting(role, api=True):
+        await project.connection.execute("set local processor.now = '2000-01-01'")
+        told = await project.sql("select public.probe()")
+        assert abs((told - await project.sql("select clock_timestamp()")).total_seconds()) < 5
+
+
+async def test_supabases_default_privileges_leave_nothing_open(server):
+    """A hosted project grants everything on new tables, functions and sequences to the API roles."""
+    from tests.sql.harness import BOOTSTRAP, SQL_FILES, Project, connect  # noqa: PLC0415 - this test alone
+
+    admin = await connect(server.dsn("postgres"))
+    await admin.execute("create database hosted")
+    try:
+        connection = await connect(server.dsn("hosted"))
+        try:
+            await connection.execute(BOOTSTRAP.read_text())
+            await connection.execute("""
+                alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+                alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
+                alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+            """)
+            for file in SQL_FILES:
+                await connection.execute(file.read_text())
+            hosted = Project(connection)
+            await test_anon_can_do_nothing(hosted)
+            await test_a_user_executes_the_client_functions_and_nothing_else(hosted)
+            await test_a_user_writes_no_table(hosted)
+            await test_a_user_reads_the_tables_meant_for_users(hosted)
+            await test_the_service_executes_all_public_functions_and_no_private_ones(hosted)
+            await test_the_service_reads_all_and_writes_the_knobs_only(hosted)
+            for role in ("anon", "authenticated", "service_role"):
+                await test_no_api_role_touches_a_sequence(hosted, role)
+        finally:
+            await connection.close()
+    finally:
+        await admin.execute("drop database hosted with (force)")
+        await admin.close()
