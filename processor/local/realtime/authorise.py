@@ -42,10 +42,11 @@ async def visible_rows(
         )
         try:
             rows = await connection.fetch(
-                # identifiers are quoted, values are parameters
+                # identifiers are quoted, values are parameters; the limit makes each key one look into the
+                # index, where a join might read the whole table
                 f"select k.position - 1 as position"  # noqa: S608 - see above
                 f" from unnest({arrays}) with ordinality as k ({names}, position)"
-                f" where exists (select from {table.sql} as t where {same})",
+                f" cross join lateral (select from {table.sql} as t where {same} limit 1) as found",
                 *([key[index] for key in keys] for index in columns),
             )
         except BaseException:

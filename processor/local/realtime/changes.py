@@ -159,6 +159,7 @@ class Changes:
             self._dsn,
             min_size=0,
             max_size=2,
+            reset=_keep,  # nothing here changes a session, so cleaning up would only cost a round trip
             # with an empty path, format_type() qualifies every name
             server_settings={
                 "search_path": "",
@@ -432,6 +433,10 @@ class Changes:
         if self._catalogue is None:
             raise StreamError("Postgres Changes has not been started")
         return self._catalogue
+
+
+async def _keep(connection: Any) -> None:
+    """Leave a connection as it is."""
 
 
 def _check_columns(binding: Binding, access: Access) -> None:
