@@ -183,10 +183,13 @@ begin
   returning * into made;
 
   if made.id is null then
-    select * into existing from public.jobs j
-    where (j.owner_id is not distinct from job.owner_id and j.idempotency_key = job.idempotency_key)
-      or j.retry_of = job.retry_of
-    limit 1;
+    if job.retry_of is not null then
+      select * into existing from public.jobs j where j.retry_of = job.retry_of;
+    elsif job.owner_id is not null then -- "is not distinct from" would read the whole index
+      select * into existing from public.jobs j where j.owner_id = job.owner_id and j.idempotency_key = job.idempotency_key;
+    else
+      select * into existing from public.jobs j where j.owner_id is null and j.idempotency_key = job.idempotency_key;
+    end if;
     if existing.id is null then
       perform processor.fail('JQ012', format('a job of kind %s with unique_key %s is already on its way', job.kind, job.unique_key),
         '', 'Wait for it to end, or cancel it.');

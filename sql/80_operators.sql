@@ -32,6 +32,7 @@ begin
     end if;
     return account;
   end if;
+  perform processor.check_range('what was issued, with this grant,', account.issued::numeric + grant_credits.amount, 0, 9007199254740991);
   insert into public.credit_entries (owner_id, kind, amount, reason, idempotency_key)
   values (grant_credits.owner_id, 'grant', grant_credits.amount, grant_credits.reason, grant_credits.idempotency_key);
   update public.credit_accounts a
@@ -104,6 +105,22 @@ as $$
     ('credits_captured, when it was closed,', coalesce(case when h.closed_at is not null then h.captured end, t.amount), j.credits_captured)
   ) b (bucket, hold, job)
   where b.hold <> b.job
+  union all
+  select 'the job has credits, but no hold', j.owner_id, j.id, 0, j.credits_held + j.credits_captured + j.credits_refunded
+  from public.jobs j
+  where j.credits_held + j.credits_captured + j.credits_refunded > 0
+    and not exists (select from public.credit_holds h where h.job_id = j.id)
+  union all
+  select 'the tickets are not the items that completed', h.owner_id, h.job_id, i.completed, t.tickets
+  from public.credit_holds h
+  cross join lateral (select count(*) as tickets from public.credit_captures c where c.job_id = h.job_id) t
+  cross join lateral (select count(*) as completed from public.job_items i where i.job_id = h.job_id and i.status = 'completed') i
+  where h.per_item and i.completed <> t.tickets
+  union all
+  select 'the journal has entries, but there is no account', e.owner_id, null, 0, count(*)
+  from public.credit_entries e
+  where not exists (select from public.credit_accounts a where a.owner_id = e.owner_id)
+  group by e.owner_id
 $$;
 comment on function processor.check_credits() is
   'The conservation law, to be run at any time: select * from processor.check_credits(). Every row it returns is a fault.';
