@@ -12,15 +12,15 @@ from typing import Any, Protocol, TypeAlias
 import asyncpg
 
 from processor.local.realtime.authorise import visible_rows
+from processor.local.realtime.bindings import Binding, SubscriptionError, check_columns
 from processor.local.realtime.documents import Writer, error_document
-from processor.local.realtime.filters import Filter, FilterError, parse
+from processor.local.realtime.filters import Filter, FilterError
 from processor.local.realtime.pgoutput import Begin, Change, Relation, decode
 from processor.local.realtime.stream import Stream, StreamError
 from processor.local.realtime.tables import Access, Catalogue, Table
 from processor.local.realtime.tokens import Bearer
 
 PUBLICATION = "supabase_realtime"
-EVENTS = ("INSERT", "UPDATE", "DELETE")
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 
@@ -41,68 +41,6 @@ class Subscriber(Protocol):
 
     def restart(self) -> None:
         """Close the socket, so that the client comes again and looks at what it missed."""
-
-
-class SubscriptionError(ValueError):
-    """A binding that cannot be served; the message goes to the client."""
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """One element of ``postgres_changes`` in a join: what a client wants to hear of."""
-
-    id: int
-    event: str
-    schema: str
-    table: str
-    filters: tuple[Filter, ...]
-    selected: frozenset[str] | None
-
-    @classmethod
-    def parse(cls, id_: int, params: dict[str, Any]) -> Binding:
-        """Read the client's parameters.
-
-        Raises:
-            SubscriptionError: they make no sense; the message says which.
-
-        """
-        schema, table, text = params.get("schema"), params.get("table"), params.get("filter")
-        if not isinstance(schema, str) and not isinstance(table, str):
-            raise SubscriptionError(
-                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe"
-                f" to: {sorted(params)}"
-            )
-        schema = schema if isinstance(schema, str) else "public"
-        table = table if isinstance(table, str) else "*"
-        try:
-            filters = parse(text) if isinstance(text, str) else ()
-        except FilterError as error:
-            raise SubscriptionError(f"Error parsing `filter` params: {error}") from error
-        event = str(params.get("event", "*")).upper()
-        selected = cls._selected(params.get("select"))
-        if selected is not None and "*" in (schema, table):
-            raise SubscriptionError(
-                "Column selection is not supported for wildcard subscriptions."
-                " Provide an explicit schema and table name."
-            )
-        return cls(id_, event if event in EVENTS else "*", schema, table, filters, selected)
-
-    @staticmethod
-    def _selected(value: Any) -> frozenset[str] | None:
-        if isinstance(value, str):
-            raise SubscriptionError(
-                'Error parsing `select` params: expected a list of column name strings, e.g. ["id", "name"]'
-            )
-        names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
-        return frozenset(names) or None
-
-    def matches(self, schema: str, table: str) -> bool:
-        """Tell whether a table is meant."""
-        return self.schema in ("*", schema) and self.table in ("*", table)
-
-    def __str__(self) -> str:
-        filters = ", ".join(map(str, self.filters))
-        return f"[event: {self.event}, schema: {self.schema}, table: {self.table}, filters: [{filters}]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +154,7 @@ class Changes:
             )
         try:
             for table in tables:
-                _check_columns(binding, await catalogue.access(table, role))
+                check_columns(binding, await catalogue.access(table, role))
                 for condition in binding.filters:
                     await catalogue.bind(condition, table)
         except FilterError as error:
@@ -437,15 +375,6 @@ class Changes:
 
 async def _keep(connection: Any) -> None:
     """Leave a connection as it is."""
-
-
-def _check_columns(binding: Binding, access: Access) -> None:
-    for condition in binding.filters:
-        if condition.column not in access.readable:
-            raise FilterError(f"invalid column for filter {condition.column}")
-    for column in sorted(binding.selected or ()):
-        if column not in access.readable:
-            raise FilterError(f"invalid column for select {column}")
 
 
 def _refusal(change: Change, table: Table, access: Access) -> str | None:

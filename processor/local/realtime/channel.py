@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import asyncpg
 
 from processor.local.jwt import Jwt
-from processor.local.realtime.changes import Binding, Changes, SubscriptionError
+from processor.local.realtime.bindings import Binding, SubscriptionError
+from processor.local.realtime.changes import Changes
 from processor.local.realtime.tokens import Bearer, TokenError, bearer, expired
 from processor.local.realtime.topics import Key, Topics
 from processor.local.realtime.wire import Broadcast, Frame, dumps
