@@ -64,7 +64,9 @@ def test_time_comes_from_one_clock(file):
         code = line.split("--")[0]
         if "function processor.now" in code or "clock_timestamp" in code:
             assert file.name.startswith("00"), f"{file.name}:{number}"
-        assert not re.search(r"(?<!processor\.)\bnow\(\)|current_timestamp", code), f"{file.name}:{number}: {line}"
+        assert not re.search(r"(?<!processor\.)\bnow\(\)|current_timestamp", code), (
+            f"{file.name}:{number}: {line}"
+        )
 
 
 @pytest.mark.parametrize("file", SQL_FILES, ids=lambda file: file.name)

@@ -51,7 +51,9 @@ async def test_an_absurd_grant_is_refused(project, arguments, word):
 
 async def test_nobody_is_given_more_than_javascript_can_count(project):
     await project.sql(
-        "insert into public.credit_accounts (owner_id, issued, available) values ($1, $2, $2)", ALICE, 2**53 - 10
+        "insert into public.credit_accounts (owner_id, issued, available) values ($1, $2, $2)",
+        ALICE,
+        2**53 - 10,
     )
     await project.grant(ALICE, 9)
     async with project.refused("JQ006", str(2**53)):
@@ -78,7 +80,10 @@ CORRUPTION = {
     ),
     "an account that is missing": ("delete from public.credit_accounts", "no account"),
     "a hold that is missing": ("delete from public.credit_holds where closed_at is null", "account.held"),
-    "a job with credits without a hold": ("delete from public.credit_holds where closed_at is not null", "no hold"),
+    "a job with credits without a hold": (
+        "delete from public.credit_holds where closed_at is not null",
+        "no hold",
+    ),
     "a hold left open": (
         "update public.credit_holds set closed_at = null where closed_at is not null",
         "the job has ended, its hold has not",

@@ -18,7 +18,15 @@ WORKER_FUNCTIONS = {
     "deregister_worker",
 }
 OURS = "('public', 'processor')"
-OWNED = ("jobs", "job_items", "job_logs", "credit_accounts", "credit_entries", "credit_holds", "credit_captures")
+OWNED = (
+    "jobs",
+    "job_items",
+    "job_logs",
+    "credit_accounts",
+    "credit_entries",
+    "credit_holds",
+    "credit_captures",
+)
 
 
 @fixture
@@ -59,7 +67,9 @@ async def rights_of(project, role: str, *privileges: str) -> dict[str, set[str]]
         role,
         list(privileges),
     )
-    return {privilege: {r["relname"] for r in rows if r["privilege"] == privilege} for privilege in privileges}
+    return {
+        privilege: {r["relname"] for r in rows if r["privilege"] == privilege} for privilege in privileges
+    }
 
 
 WRITES = ("insert", "update", "delete", "truncate", "references", "trigger")
@@ -101,7 +111,10 @@ async def test_a_user_sees_own_rows_only(busy, table):
         if key == "owner_id":
             assert {row["key"] for row in seen[owner]} == {owner}
         else:
-            owners = [await busy.sql("select owner_id from public.jobs where id = $1", r["key"]) for r in seen[owner]]
+            owners = [
+                await busy.sql("select owner_id from public.jobs where id = $1", r["key"])
+                for r in seen[owner]
+            ]
             assert set(owners) == {owner}
     assert len(seen[ALICE]) + len(seen[BOB]) == len(everything)
 
@@ -149,7 +162,9 @@ async def test_a_worker_role_does_a_whole_job(project):
     async def call(function: str, **arguments):
         async with project.acting("job_processor", api=True):
             names = ", ".join(f'"{name}" => ${n}' for n, name in enumerate(arguments, 2))
-            return await project.sql(f"select public.{function}(worker_id => $1, {names})", worker.id, *arguments.values())
+            return await project.sql(
+                f"select public.{function}(worker_id => $1, {names})", worker.id, *arguments.values()
+            )
 
     await call("heartbeat_worker", running=[])
     [job] = (await call("claim_jobs", request_id=worker.id))["jobs"]
@@ -163,7 +178,9 @@ async def test_a_worker_role_does_a_whole_job(project):
 
 
 async def test_the_service_executes_all_public_functions_and_no_private_ones(project):
-    assert await functions_of(project, "service_role") == CLIENT_FUNCTIONS | WORKER_FUNCTIONS | {"grant_credits"}
+    assert await functions_of(project, "service_role") == CLIENT_FUNCTIONS | WORKER_FUNCTIONS | {
+        "grant_credits"
+    }
 
 
 async def test_the_service_reads_all_and_writes_the_knobs_only(project):
@@ -217,7 +234,9 @@ async def test_row_level_security_is_on_for_every_table(project):
 
 
 async def test_policies_ask_for_the_user_once_per_query(project):
-    rows = await project.rows("select policyname, qual, cmd, with_check from pg_policies where schemaname = 'public'")
+    rows = await project.rows(
+        "select policyname, qual, cmd, with_check from pg_policies where schemaname = 'public'"
+    )
     assert rows
     for row in rows:
         assert row["cmd"] == "SELECT"
@@ -227,12 +246,16 @@ async def test_policies_ask_for_the_user_once_per_query(project):
 
 
 async def test_realtime_publishes_exactly_the_intended_tables(project):
-    rows = await project.rows("select tablename from pg_publication_tables where pubname = 'supabase_realtime' order by 1")
+    rows = await project.rows(
+        "select tablename from pg_publication_tables where pubname = 'supabase_realtime' order by 1"
+    )
     assert [row["tablename"] for row in rows] == list(LIVE)
 
 
 async def test_deletes_tell_realtime_no_more_than_the_key(project):
-    rows = await project.rows("select relname, relreplident::text from pg_class where relname = any ($1)", list(LIVE))
+    rows = await project.rows(
+        "select relname, relreplident::text from pg_class where relname = any ($1)", list(LIVE)
+    )
     assert {row["relname"]: row["relreplident"] for row in rows} == dict.fromkeys(LIVE, "d")
 
 

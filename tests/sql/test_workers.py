@@ -38,21 +38,37 @@ async def lapse(project, *living: Worker) -> None:
 
 
 async def test_a_worker_makes_its_queues_and_kinds(project):
-    worker = await project.worker(queues=["b", "a"], kinds=[declared(queue="c", max_items=5, description="d")])
-    assert [r["name"] for r in await project.rows("select name from public.job_queues order by 1")] == ["a", "b", "c"]
+    worker = await project.worker(
+        queues=["b", "a"], kinds=[declared(queue="c", max_items=5, description="d")]
+    )
+    assert [r["name"] for r in await project.rows("select name from public.job_queues order by 1")] == [
+        "a",
+        "b",
+        "c",
+    ]
     row = await kind_row(project)
     assert (row["queue"], row["public"], row["credits_per_item"], row["max_items"], row["description"]) == (
         "c", True, 10, 5, "d",
     )  # fmt: skip
     row = await worker.row()
-    assert (row["queues"], row["kinds"], row["feed"], row["slots"]) == (["b", "a"], ["translate"], "polling", 100)
+    assert (row["queues"], row["kinds"], row["feed"], row["slots"]) == (
+        ["b", "a"],
+        ["translate"],
+        "polling",
+        100,
+    )
     assert datetime.fromisoformat(row["lease_expires_at"]) == NOON + timedelta(seconds=90)
 
 
 async def test_a_kind_is_internal_and_free_unless_it_says_otherwise(project):
     await project.worker(kinds=[{"kind": "translate", "queue": "default"}])
     row = await kind_row(project)
-    assert (row["public"], row["credits_per_job"], row["credits_per_item"], row["max_items"]) == (False, 0, 0, 10000)
+    assert (row["public"], row["credits_per_job"], row["credits_per_item"], row["max_items"]) == (
+        False,
+        0,
+        0,
+        10000,
+    )
 
 
 async def test_registering_twice_changes_nothing_but_the_lease(project):
@@ -102,7 +118,9 @@ async def test_a_registration_that_makes_no_sense_is_refused_and_says_why(projec
 
 async def test_a_new_declaration_is_followed(project):
     await project.worker(kinds=[declared()])
-    await project.worker(kinds=[declared(credits_per_item=12, public=False, queue="other", max_items=3, description="x")])
+    await project.worker(
+        kinds=[declared(credits_per_item=12, public=False, queue="other", max_items=3, description="x")]
+    )
     row = await kind_row(project)
     assert (row["credits_per_item"], row["public"], row["queue"], row["max_items"], row["description"]) == (
         12, False, "other", 3, "x",
@@ -136,12 +154,17 @@ async def test_workers_that_start_together_in_opposite_orders_do_not_deadlock(da
     projects = [await database.project() for _ in range(4)]
     names = [f"q{n}" for n in range(8)]
     kinds = [{"kind": f"k{n}", "queue": name} for n, name in enumerate(names)]
-    await asyncio.gather(*(
-        project.worker(queues=names[n:] + names[:n], kinds=(kinds if n % 2 else kinds[::-1]))
-        for n, project in enumerate(projects)
-    ))
+    await asyncio.gather(
+        *(
+            project.worker(queues=names[n:] + names[:n], kinds=(kinds if n % 2 else kinds[::-1]))
+            for n, project in enumerate(projects)
+        )
+    )
     assert await projects[0].sql("select count(*) from public.job_workers") == 4
-    assert await projects[0].sql("select deadlocks from pg_stat_database where datname = current_database()") == 0
+    assert (
+        await projects[0].sql("select deadlocks from pg_stat_database where datname = current_database()")
+        == 0
+    )
 
 
 # heartbeat
@@ -281,7 +304,9 @@ async def test_a_lost_job_whose_cancel_was_requested_is_cancelled(project, worke
 
 
 async def test_one_heartbeat_rescues_a_bounded_number(project, worker):
-    await project.sql("insert into public.jobs (queue, kind, max_attempts) select 'default', 'echo', 4 from generate_series(1, 150)")
+    await project.sql(
+        "insert into public.jobs (queue, kind, max_attempts) select 'default', 'echo', 4 from generate_series(1, 150)"
+    )
     assert len(await worker.claim(150)) == 150
     other = await project.worker()
     await project.later(seconds=60)
@@ -307,7 +332,9 @@ async def test_a_rescue_that_fails_costs_nobody_the_lease(project, worker):
     await project.later(seconds=60)
     await other.heartbeat()
     # somebody meddled with the ledger: settling would make held negative
-    await project.sql("update public.credit_accounts set held = 0, available = issued where owner_id = $1", ALICE)
+    await project.sql(
+        "update public.credit_accounts set held = 0, available = issued where owner_id = $1", ALICE
+    )
     await project.later(seconds=60)
     answer = await other.heartbeat()
     assert answer["rescued"] == 0
@@ -370,7 +397,11 @@ async def test_leaving_twice_is_harmless(worker):
 async def test_time_cannot_be_set_by_an_api_session(database):
     project = await database.project()
     await project.connection.execute("alter role authenticator password 'secret'")
-    api = await connect(database.dsn.replace("postgres:", "authenticator:", 1).replace(database.dsn.split(":")[2].split("@")[0], "secret", 1))
+    api = await connect(
+        database.dsn.replace("postgres:", "authenticator:", 1).replace(
+            database.dsn.split(":")[2].split("@")[0], "secret", 1
+        )
+    )
     try:
         await api.execute("set processor.now = '2000-01-01'; set role service_role")
         answer = await api.fetchval("select public.register_worker($1)", {
