@@ -45,6 +45,7 @@ class JobItem(Generic[P]):
     def __init__(self, job: "JobContext[P]", item: Item, desk: Desk) -> None:
         self.job = job
         self.key = item.key
+        self.position = item.position
         self.payload = item.payload
         self.attempts = item.attempts
         self._desk = desk
@@ -130,18 +131,19 @@ class JobContext(Generic[P]):
         """Run ``function(item)`` for every unfinished item, ``concurrency`` at a time.
 
         Each finished item is a checkpoint: its result is stored and its credits are captured, and no
-        later attempt runs it again. A failing item stops no other. Returns key → result of the items
-        completed now; what failed, and whether to try again, is decided when the job is settled.
+        later attempt runs it again. A failing item stops no other; whether it is tried again is decided
+        when the job is settled. Returns key → result of every item completed so far, in the items'
+        order, those of earlier attempts included.
         :class:`Snooze` and :class:`Cancel` end the whole job.
         """
         limit = asyncio.Semaphore(concurrency or self._item_concurrency)
-        done: dict[str, Any] = {}
+        done = {item.position: (item.key, item.result) for item in self._job.done}
 
         async def run(item: JobItem[P]) -> None:
             async with limit:
                 outcome = await self._attempt(function, item)
                 if await self._desk.finish_item(self._job, outcome) is None and outcome.failure is None:
-                    done[item.key] = outcome.result
+                    done[item.position] = (item.key, outcome.result)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -150,7 +152,7 @@ class JobContext(Generic[P]):
         except* (Snooze, Cancel) as decisions:
             decision = decisions.exceptions[0]
         else:
-            return {item.key: done[item.key] for item in self.items if item.key in done}
+            return dict(done[position] for position in sorted(done))
         raise decision
 
     async def _attempt(

@@ -34,6 +34,16 @@ class Item(BaseModel):
     attempts: int = 0
 
 
+class DoneItem(BaseModel):
+    """One unit of a claimed job that an earlier attempt completed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    position: int
+    result: Any = None
+
+
 class Job(BaseModel):
     """One job as a claim hands it over; ``attempt`` is the fence of everything written about it."""
 
@@ -52,12 +62,11 @@ class Job(BaseModel):
     created_at: datetime
     timeout_seconds: float | None = None
     items: tuple[Item, ...] = ()
+    done: tuple[DoneItem, ...] = ()
     items_total: int = 0
     items_done: int = 0
     tags: tuple[str, ...] | None = None
-    trace_context: Any = None
     cancel_requested: bool = False
-    parent_id: UUID | None = None
 
 
 class Decision(Exception):

@@ -139,24 +139,28 @@ comment on function public.register_worker(jsonb) is
 
 create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
 returns timestamptz
-language sql
+language plpgsql -- keeps its plan between calls
 stable
 set search_path = ''
 as $$
-  select min(due.run_at)
-  from public.job_queues q
-  cross join lateral (
-    select j.run_at from public.jobs j
-    where j.queue = q.name and j.status = 'pending' and j.kind = any (worker.kinds)
-    order by j.run_at
-    limit 1
-  ) due
-  where q.name = any (coalesce(next_due_at.queues, worker.queues))
-    and not q.paused
-    and not worker.draining
-    and (q.max_processing is null or q.max_processing > (
-      select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing'
-    ))
+begin
+  return (
+    select min(due.run_at)
+    from public.job_queues q
+    cross join lateral (
+      select j.run_at from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.kind = any (worker.kinds)
+      order by j.run_at
+      limit 1
+    ) due
+    where q.name = any (coalesce(next_due_at.queues, worker.queues))
+      and not q.paused
+      and not worker.draining
+      and (q.max_processing is null or q.max_processing > (
+        select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing'
+      ))
+  );
+end
 $$;
 comment on function processor.next_due_at(public.job_workers, text[]) is
   'When this worker''s next claim makes sense: the past means now, null means nothing is pending for it.';

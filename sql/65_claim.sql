@@ -2,28 +2,37 @@
 
 create or replace function processor.claimed(ids uuid[])
 returns jsonb
-language sql
+language plpgsql -- keeps its plan between calls, which is most of what such a function costs
 stable
 set search_path = ''
 as $$
-  select coalesce(jsonb_agg(jsonb_build_object(
-    'id', j.id, 'queue', j.queue, 'kind', j.kind, 'owner_id', j.owner_id, 'priority', j.priority,
-    'payload', j.payload, 'attempt', j.attempt, 'failures', j.failures, 'max_attempts', j.max_attempts,
-    'run_at', j.run_at, 'created_at', j.created_at, 'tags', j.tags,
-    'timeout_seconds', extract(epoch from coalesce(j.timeout, q.timeout)),
-    'cancel_requested', j.cancel_requested_at is not null,
-    'items_total', j.items_total, 'items_done', j.items_done,
-    'items', case when j.items_total = 0 then '[]' else coalesce((
-      select jsonb_agg(jsonb_build_object('key', i.key, 'position', i.position, 'payload', i.payload, 'attempts', i.attempts)
-        order by i.position)
-      from public.job_items i where i.job_id = j.id and i.status = 'pending'
-    ), '[]') end
-  ) order by j.priority desc, j.run_at, j.id), '[]')
-  from public.jobs j
-  left join public.job_queues q on q.name = j.queue
-  where j.id = any (claimed.ids)
+begin
+  return coalesce((
+    select jsonb_agg(jsonb_build_object(
+      'id', j.id, 'queue', j.queue, 'kind', j.kind, 'owner_id', j.owner_id, 'priority', j.priority,
+      'payload', j.payload, 'attempt', j.attempt, 'failures', j.failures, 'max_attempts', j.max_attempts,
+      'run_at', j.run_at, 'created_at', j.created_at, 'tags', j.tags,
+      'timeout_seconds', extract(epoch from coalesce(j.timeout, q.timeout)),
+      'cancel_requested', j.cancel_requested_at is not null,
+      'items_total', j.items_total, 'items_done', j.items_done,
+      'items', case when j.items_total = 0 then '[]' else coalesce((
+        select jsonb_agg(jsonb_build_object('key', i.key, 'position', i.position, 'payload', i.payload, 'attempts', i.attempts)
+          order by i.position)
+        from public.job_items i where i.job_id = j.id and i.status = 'pending'
+      ), '[]') end,
+      'done', case when j.items_done = 0 then '[]' else coalesce((
+        select jsonb_agg(jsonb_build_object('key', i.key, 'position', i.position, 'result', i.result) order by i.position)
+        from public.job_items i where i.job_id = j.id and i.status = 'completed'
+      ), '[]') end
+    ) order by j.priority desc, j.run_at, j.id)
+    from public.jobs j
+    left join public.job_queues q on q.name = j.queue
+    where j.id = any (claimed.ids)
+  ), '[]');
+end
 $$;
-comment on function processor.claimed(uuid[]) is 'Jobs as a worker gets them, each with its items that are still to do.';
+comment on function processor.claimed(uuid[]) is
+  'Jobs as a worker gets them: each with its items that are still to do, and the results of those that earlier attempts did.';
 
 create or replace function public.claim_jobs(worker_id uuid, request_id uuid, queues text[] default null, "limit" int default 1)
 returns jsonb
