@@ -194,6 +194,8 @@ class Stack:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=2,
+            timeout_keep_alive=75,  # longer than clients keep theirs: they close, and no request meets a closing door
+            ws_per_message_deflate=False,  # on loopback it only costs time
         )
         server = _Server(config)
         self._serving = asyncio.create_task(server.serve(sockets=[listener]), name="gateway")
