@@ -12,6 +12,7 @@ from pytest_asyncio import is_async_test
 from processor.local.postgres import Postgres
 from tests.sql.harness import BOOTSTRAP, NOON, SQL_FILES, Database, Project, connect, fixture
 
+AUTHENTICATOR = "authenticators-password"
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SERVERS = {"wheel": None} | ({"debian15": DEBIAN_15} if DEBIAN_15.exists() else {})
 
@@ -61,6 +62,7 @@ async def _make_template(postgres: Postgres) -> None:
                 await template.execute(file.read_text(encoding="utf-8"))
         finally:
             await template.close()
+        await admin.execute(f"alter role authenticator password '{AUTHENTICATOR}'")
         await admin.execute("create database jobs_shared template jobs_template")
     finally:
         await admin.close()
@@ -77,6 +79,8 @@ async def project(server: Server) -> AsyncIterator[Project]:
         yield project
     finally:
         await transaction.rollback()
+        # cached statements may refer to what was rolled back
+        await server.connection.reload_schema_state()
 
 
 @fixture
@@ -86,7 +90,9 @@ async def database(server: Server) -> AsyncIterator[Database]:
     admin = await connect(server.dsn("postgres"))
     try:
         await admin.execute(f"create database {name} template jobs_template")
-        database = Database(server.dsn(name), [])
+        database = Database(
+            server.dsn(name), server.postgres.dsn(name, user="authenticator", password=AUTHENTICATOR), []
+        )
         try:
             yield database
         finally:

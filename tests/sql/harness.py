@@ -1,5 +1,6 @@
 """The schema in a real PostgreSQL, and words to use it with, so that tests read as sentences."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -55,7 +56,7 @@ class Project:
         return [dict(row) for row in await self.connection.fetch(query, *arguments)]
 
     async def call(self, function: str, *, by: UUID | str | None = None, **arguments: Any) -> Any:
-        """Call a function with named arguments, as PostgREST would; a user's id, a role or the operator calls."""
+        """Call a function with named arguments, as PostgREST would, ``by`` a user, a role or the operator."""
         names = ", ".join(f'"{name}" => ${number}' for number, name in enumerate(arguments, 1))
         schema = "" if "." in function else "public."
         async with self.acting(by):
@@ -63,7 +64,7 @@ class Project:
 
     @asynccontextmanager
     async def acting(self, by: UUID | str | None, *, api: bool = False) -> AsyncIterator[None]:
-        """Do the block as a user (by id) or with a role, in a transaction of its own; as the operator if None.
+        """Do the block as a user (by id), with a role or as the operator (None), in a transaction of its own.
 
         ``api`` also makes the session authenticator's, as PostgREST's are.
         """
@@ -130,7 +131,8 @@ class Project:
         values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
         changes = ", ".join(f"{name} = excluded.{name}" for name in columns)
         await self.sql(
-            f"insert into public.{table} ({names}) values ({values}) on conflict ({key}) do update set {changes}",
+            f"insert into public.{table} ({names}) values ({values}) "
+            f"on conflict ({key}) do update set {changes}",
             *columns.values(),
         )
 
@@ -161,7 +163,7 @@ class Project:
         return {row["item"]["key"]: row["item"] for row in rows}
 
     async def balance(self, owner: UUID) -> tuple[int, int, int]:
-        """What an owner has: available, held, spent."""
+        """Return what an owner has: available, held, spent."""
         row = await self.connection.fetchrow(
             "select available, held, spent from public.credit_accounts where owner_id = $1", owner
         )
@@ -258,12 +260,12 @@ def fence(job: Row) -> Row:
 
 
 def done(key: str, result: Any = None) -> Row:
-    """An item that completed."""
+    """Report an item that completed."""
     return {"key": key, "status": "completed", "result": result}
 
 
 def failed(key: str, *, retryable: bool = False) -> Row:
-    """An item that failed."""
+    """Report an item that failed."""
     return {
         "key": key,
         "status": "failed",
@@ -274,8 +276,7 @@ def failed(key: str, *, retryable: bool = False) -> Row:
 
 
 async def connect(dsn: str) -> asyncpg.Connection:
-    # no cached statements: tests change and roll back what they refer to
-    connection = await asyncpg.connect(dsn, statement_cache_size=0)
+    connection = await asyncpg.connect(dsn)
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
     return connection
 
@@ -285,6 +286,8 @@ class Database:
     """A database with the schema, of one test."""
 
     dsn: str
+    api_dsn: str
+    """As authenticator, the role that PostgREST's sessions log in as."""
     projects: list[Project]
 
     async def project(self) -> Project:
@@ -297,9 +300,9 @@ class Database:
             await project.connection.close()
 
 
-async def is_waiting(observer: Project, waiter: Project) -> bool:
-    """Whether a connection waits for a lock."""
-    return await observer.sql(
-        "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1",
-        waiter.connection.get_server_pid(),
-    )
+async def until_waiting(observer: Project, waiter: Project) -> None:
+    """Return when a connection waits for a lock."""
+    waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
+    async with asyncio.timeout(10):
+        while not await observer.sql(waits, waiter.connection.get_server_pid()):  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.01)

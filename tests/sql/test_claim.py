@@ -43,8 +43,8 @@ async def test_a_claimed_job_comes_with_all_a_handler_needs(project, worker):
     del claimed["created_at"], claimed["run_at"]
     assert claimed == {
         "id": job["id"], "queue": "default", "kind": "echo", "owner_id": str(ALICE), "priority": 3,
-        "payload": {"x": 1}, "attempt": 1, "failures": 0, "max_attempts": 2, "timeout_seconds": 30, "tags": ["t"],
-        "cancel_requested": False, "items_total": 2, "items_done": 0,
+        "payload": {"x": 1}, "attempt": 1, "failures": 0, "max_attempts": 2, "timeout_seconds": 30,
+        "tags": ["t"], "done": [], "cancel_requested": False, "items_total": 2, "items_done": 0,
         "items": [
             {"key": "a", "position": 1, "payload": {}, "attempts": 0},
             {"key": "b", "position": 2, "payload": {"y": 2}, "attempts": 0},
@@ -216,10 +216,11 @@ async def test_a_worker_whose_lease_is_over_claims_nothing_until_its_heartbeat(p
 async def test_only_unfinished_items_are_handed_out(project, worker):
     await project.create("echo", items=["a", "b", "c"])
     [job] = await worker.claim()
-    await worker.finish_items(job, done("a"), failed("b"))
+    await worker.finish_items(job, done("a", "text of a"), failed("b"))
     await worker.release(job)
     [again] = await worker.claim()
     assert [item["key"] for item in again["items"]] == ["c"]
+    assert again["done"] == [{"key": "a", "position": 1, "result": "text of a"}]
     assert (again["items_total"], again["items_done"], again["attempt"]) == (3, 1, 2)
 
 
@@ -320,7 +321,8 @@ async def test_no_job_is_claimed_twice_by_many_workers(database):
     projects = [await database.project() for _ in range(5)]
     await projects[0].kind("echo")
     await projects[0].sql("""
-        insert into public.jobs (queue, kind, max_attempts) select 'default', 'echo', 4 from generate_series(1, 300)
+        insert into public.jobs (queue, kind, max_attempts)
+        select 'default', 'echo', 4 from generate_series(1, 300)
     """)
     workers = [await project.worker() for project in projects]
 
@@ -330,7 +332,7 @@ async def test_no_job_is_claimed_twice_by_many_workers(database):
             mine += ids(jobs)
         return mine
 
-    claimed = sum(await asyncio.gather(*(drain(worker) for worker in workers)), [])
+    claimed = [job for jobs in await asyncio.gather(*map(drain, workers)) for job in jobs]
     assert len(claimed) == len(set(claimed)) == 300
     assert await projects[0].sql("select count(*) from public.jobs where attempt = 1") == 300
 
@@ -375,8 +377,9 @@ async def test_a_claim_reads_the_claim_index_only(project, worker, statistics, p
 
     project.connection.add_log_listener(listen)
     await project.connection.execute(f"""
-        load 'auto_explain'; set local auto_explain.log_min_duration = 0; set local auto_explain.log_analyze = on;
-        set local auto_explain.log_nested_statements = on; set local client_min_messages = log;
+        load 'auto_explain'; set local auto_explain.log_min_duration = 0;
+        set local auto_explain.log_analyze = on; set local auto_explain.log_nested_statements = on;
+        set local client_min_messages = log;
         set local plan_cache_mode = {plan};
     """)
     claimed = await worker.claim(5)

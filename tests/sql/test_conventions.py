@@ -7,8 +7,8 @@ import pytest
 from tests.sql.harness import SQL_FILES, TABLES, connect
 
 FUNCTIONS = """
-    select p.oid, n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' as name,
-      p.proconfig, p.prosecdef, obj_description(p.oid, 'pg_proc') as comment
+    select p.oid, n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')'
+      as name, p.proconfig, p.prosecdef, obj_description(p.oid, 'pg_proc') as comment
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'processor' or (n.nspname = 'public' and p.prokind = 'f')
 """
@@ -16,13 +16,16 @@ FUNCTIONS = """
 
 async def test_every_table_and_column_has_a_comment(project):
     rows = await project.rows("""
-        select c.relname || coalesce('.' || a.attname, '') as name, col_description(c.oid, coalesce(a.attnum, 0)) as comment
+        select c.relname || coalesce('.' || a.attname, '') as name,
+          case when a.attnum is null then obj_description(c.oid, 'pg_class')
+            else col_description(c.oid, a.attnum) end as comment
         from pg_class c
         left join lateral (
           select attname, attnum from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped
           union all select null, null
         ) a on true
-        where c.relnamespace in ('public'::regnamespace, 'processor'::regnamespace) and c.relkind in ('r', 'v', 'm')
+        where c.relnamespace in ('public'::regnamespace, 'processor'::regnamespace)
+          and c.relkind in ('r', 'v', 'm')
     """)
     assert len(rows) > len(TABLES)
     assert [row["name"] for row in rows if not row["comment"]] == []
@@ -76,7 +79,7 @@ def test_lines_fit_a_screen(file):
 
 CATALOG = """
     select 'function' as kind, p.oid::regprocedure::text as name,
-      md5(pg_get_functiondef(p.oid)) || coalesce(p.proacl::text, '') || coalesce(obj_description(p.oid, 'pg_proc'), '') as what
+      concat_ws('|', md5(pg_get_functiondef(p.oid)), p.proacl, obj_description(p.oid, 'pg_proc')) as what
     from pg_proc p where p.pronamespace in ('public'::regnamespace, 'processor'::regnamespace)
     union all
     select 'column', attrelid::regclass || '.' || attname,
@@ -86,7 +89,8 @@ CATALOG = """
     where attrelid in (select oid from pg_class where relnamespace = 'public'::regnamespace) and attnum > 0
     union all
     select 'relation', oid::regclass::text,
-      concat_ws('|', relkind, relrowsecurity, relreplident, relacl, reloptions, obj_description(oid, 'pg_class'))
+      concat_ws('|', relkind, relrowsecurity, relreplident, relacl, reloptions,
+        obj_description(oid, 'pg_class'))
     from pg_class where relnamespace = 'public'::regnamespace
     union all
     select 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(oid)

@@ -255,7 +255,8 @@ async def test_a_trigger_of_the_application_creates_jobs_in_its_transaction(proj
         grant insert on public.cards to authenticated;
         create function public.translate_card() returns trigger language plpgsql set search_path = '' as $$
         begin
-          perform public.create_job('translate', jsonb_build_object('card', new.id), '["de"]', idempotency_key => new.id::text);
+          perform public.create_job('translate', jsonb_build_object('card', new.id), '["de"]',
+            idempotency_key => new.id::text);
           return new;
         end $$;
         create trigger translate_card after insert on public.cards

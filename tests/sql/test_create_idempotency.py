@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, Database, Project, fixture, is_waiting
+from tests.sql.harness import ALICE, BOB, Database, Project, fixture, until_waiting
 
 
 @fixture
@@ -139,9 +139,7 @@ async def race(database: Database, price: int) -> tuple[Project, list]:
     await transaction.start()
     job = await first.create("translate", by=ALICE, items=["de"], idempotency_key="k")
     waiting = asyncio.create_task(second.create("translate", by=ALICE, items=["de"], idempotency_key="k"))
-    async with asyncio.timeout(10):
-        while not await is_waiting(observer, second):
-            await asyncio.sleep(0.01)
+    await until_waiting(observer, second)
     await transaction.commit()
     return observer, [job, await waiting]
 

@@ -75,7 +75,10 @@ CORRUPTION = {
     ),
     "an entry that is missing": ("delete from public.credit_entries where kind = 'grant'", "account.issued"),
     "an entry too many": (
-        "insert into public.credit_entries (owner_id, kind, amount) select owner_id, 'reserve', 1 from public.credit_accounts",
+        (
+            "insert into public.credit_entries (owner_id, kind, amount) "
+            "select owner_id, 'reserve', 1 from public.credit_accounts"
+        ),
         "account.held",
     ),
     "an account that is missing": ("delete from public.credit_accounts", "no account"),
@@ -89,11 +92,17 @@ CORRUPTION = {
         "the job has ended, its hold has not",
     ),
     "a hold closed too early": (
-        "update public.credit_holds set closed_at = now(), captured = 10, released = 10 where closed_at is null",
+        (
+            "update public.credit_holds set closed_at = now(), captured = 10, released = 10 "
+            "where closed_at is null"
+        ),
         "the job has ended, its hold has not",
     ),
     "a ticket too many": (
-        "insert into public.credit_captures (job_id, unit) select job_id, 2 from public.credit_holds where closed_at is null",
+        (
+            "insert into public.credit_captures (job_id, unit) "
+            "select job_id, 2 from public.credit_holds where closed_at is null"
+        ),
         "job.credits_captured",
     ),
     "a ticket that is missing": ("delete from public.credit_captures", "job.credits_captured"),
@@ -118,7 +127,7 @@ CORRUPTION = {
 
 @fixture
 async def books(project):
-    """An account with an ended job and an open one, each with an item done and one not."""
+    """Give an account with an ended job and an open one, each with an item done and one not."""
     await project.kind("translate", credits_per_item=10)
     await project.grant(ALICE, 100)
     worker = await project.worker()

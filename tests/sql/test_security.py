@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, fixture
+from tests.sql.harness import ALICE, BOB, BOOTSTRAP, NOON, SQL_FILES, TABLES, Project, connect, done, fixture
 
 LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
 CLIENT_FUNCTIONS = {"create_job", "cancel_job", "retry_job"}
@@ -31,7 +31,7 @@ OWNED = (
 
 @fixture
 async def busy(project):
-    """A project in which Alice and Bob each have a job that ran, with items, logs and credits."""
+    """Give a project in which Alice and Bob each have a job that ran, with items, logs and credits."""
     await project.kind("translate", credits_per_item=10)
     await project.kind("internal", public=False)
     worker = await project.worker()
@@ -62,7 +62,8 @@ async def rights_of(project, role: str, *privileges: str) -> dict[str, set[str]]
         select c.relname, privilege from pg_class c cross join unnest($2::text[]) privilege
         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'm', 'p')
           and (has_table_privilege($1, c.oid, privilege)
-            or (privilege in ('select', 'insert', 'update', 'references') and has_any_column_privilege($1, c.oid, privilege)))
+            or (privilege in ('select', 'insert', 'update', 'references')
+              and has_any_column_privilege($1, c.oid, privilege)))
         """,
         role,
         list(privileges),
@@ -228,7 +229,8 @@ async def test_no_api_role_touches_a_sequence(project, role):
 
 async def test_row_level_security_is_on_for_every_table(project):
     rows = await project.rows("""
-        select relname, relrowsecurity from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')
+        select relname, relrowsecurity from pg_class
+        where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')
     """)
     assert {row["relname"]: row["relrowsecurity"] for row in rows} == dict.fromkeys(TABLES, True)
 
@@ -276,7 +278,7 @@ async def test_a_definer_function_knows_who_called_it(project, role, client):
         create role custom_role nologin;
         create function public.probe() returns boolean language sql security definer set search_path = ''
           as 'select processor.is_client()';
-        grant execute on function public.probe() to anon, authenticated, custom_role, service_role, job_processor;
+        grant execute on function public.probe() to public;
     """)
     async with project.acting(role, api=role not in (None, "postgres", "custom_role")):
         assert await project.sql("select public.probe()") is client
@@ -298,8 +300,6 @@ async def test_an_api_session_cannot_set_the_clock(project, role):
 
 async def test_supabases_default_privileges_leave_nothing_open(server):
     """A hosted project grants everything on new tables, functions and sequences to the API roles."""
-    from tests.sql.harness import BOOTSTRAP, SQL_FILES, Project, connect  # noqa: PLC0415 - this test alone
-
     admin = await connect(server.dsn("postgres"))
     await admin.execute("create database hosted")
     try:
@@ -307,9 +307,12 @@ async def test_supabases_default_privileges_leave_nothing_open(server):
         try:
             await connection.execute(BOOTSTRAP.read_text())
             await connection.execute("""
-                alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
-                alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
-                alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+                alter default privileges in schema public grant all on tables to anon, authenticated;
+                alter default privileges in schema public grant all on functions to anon, authenticated;
+                alter default privileges in schema public grant all on sequences to anon, authenticated;
+                alter default privileges in schema public grant all on tables to service_role;
+                alter default privileges in schema public grant all on functions to service_role;
+                alter default privileges in schema public grant all on sequences to service_role;
             """)
             for file in SQL_FILES:
                 await connection.execute(file.read_text())

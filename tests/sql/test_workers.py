@@ -305,7 +305,8 @@ async def test_a_lost_job_whose_cancel_was_requested_is_cancelled(project, worke
 
 async def test_one_heartbeat_rescues_a_bounded_number(project, worker):
     await project.sql(
-        "insert into public.jobs (queue, kind, max_attempts) select 'default', 'echo', 4 from generate_series(1, 150)"
+        "insert into public.jobs (queue, kind, max_attempts) "
+        "select 'default', 'echo', 4 from generate_series(1, 150)"
     )
     assert len(await worker.claim(150)) == 150
     other = await project.worker()
@@ -395,18 +396,18 @@ async def test_leaving_twice_is_harmless(worker):
 
 
 async def test_time_cannot_be_set_by_an_api_session(database):
-    project = await database.project()
-    await project.connection.execute("alter role authenticator password 'secret'")
-    api = await connect(
-        database.dsn.replace("postgres:", "authenticator:", 1).replace(
-            database.dsn.split(":")[2].split("@")[0], "secret", 1
-        )
-    )
+    api = await connect(database.api_dsn)
     try:
         await api.execute("set processor.now = '2000-01-01'; set role service_role")
-        answer = await api.fetchval("select public.register_worker($1)", {
-            "id": str(uuid4()), "schema_version": 1, "queues": [], "kinds": [], "slots": 1, "lease_seconds": 90,
-        })  # fmt: skip
+        worker = {
+            "id": str(uuid4()),
+            "schema_version": 1,
+            "slots": 1,
+            "lease_seconds": 90,
+            "queues": [],
+            "kinds": [],
+        }
+        answer = await api.fetchval("select public.register_worker($1)", worker)
         assert datetime.fromisoformat(answer["now"]).year > 2000
     finally:
         await api.close()
