@@ -52,6 +52,7 @@ class Lease:
         self._nudged = asyncio.Event()
         self._renewed = asyncio.Event()
         self._inbox = 0
+        self._draining = False
         self.fenced = False
         """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
 
@@ -66,9 +67,11 @@ class Lease:
         self._nudged.set()
 
     def on_worker_row(self, row: dict[str, object]) -> None:
-        """Beat now if somebody has put something into this worker's inbox."""
-        inbox = row.get("inbox")
-        if isinstance(inbox, int) and inbox > self._inbox:
+        """Beat now if somebody has put something into this worker's inbox, or told it to drain."""
+        inbox, draining = row.get("inbox"), row.get("draining")
+        if (isinstance(inbox, int) and inbox > self._inbox) or (
+            isinstance(draining, bool) and draining != self._draining
+        ):
             self.nudge()
 
     async def beat_forever(self) -> None:
@@ -133,10 +136,7 @@ class Lease:
         self._inbox = max(self._inbox, answer.inbox)
         if answer.rescued:
             log.warning("lease.rescued", jobs=answer.rescued)
-        if answer.draining:
-            self._worker.pause("drain")
-        else:
-            self._worker.resume("drain")
+        self._drain(wanted=answer.draining)
         self._worker.cancel(answer.cancel)
         self._lose(answer, held)
         await self._give_back(answer, sent)
@@ -149,6 +149,18 @@ class Lease:
             log.info("lease.renewed")
             self._worker.resume("lease")
         self._renewed.set()
+
+    def _drain(self, *, wanted: bool) -> None:
+        """Claim no more while an operator wants it so."""
+        if wanted == self._draining:
+            return
+        self._draining = wanted
+        if wanted:
+            log.warning("lease.draining", running=len(self._worker.running), reason="an operator wants it")
+            self._worker.pause("drain")
+        else:
+            log.info("lease.drained_no_more")
+            self._worker.resume("drain")
 
     def _lose(self, answer: Heartbeat, held: tuple[Attempt, ...]) -> None:
         """Stop what is no longer ours; what was claimed again since the heartbeat has another attempt."""

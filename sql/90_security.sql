@@ -39,6 +39,8 @@ grant update (draining) on public.job_workers to service_role;
 -- the least-privilege worker reads what it subscribes to
 grant select on public.jobs, public.job_queues, public.job_workers to job_processor;
 
+-- the default of a column is computed with the rights of whoever inserts
+grant execute on function processor.now() to service_role;
 -- functions: clients
 grant execute on function
   public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[]),

@@ -194,7 +194,7 @@ class Stack:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=2,
-            timeout_keep_alive=75,  # longer than clients keep theirs: they close, and no request meets a closing door
+            timeout_keep_alive=75,  # longer than clients keep theirs: no request meets a closing door
             ws_per_message_deflate=False,  # on loopback it only costs time
         )
         server = _Server(config)

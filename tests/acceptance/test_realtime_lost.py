@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import FaultProxy
 
-SETTINGS = {"PROCESSOR_HEALTH_SECONDS": "2", "PROCESSOR_LEASE_SECONDS": "9"}
+SETTINGS = {"PROCESSOR_HEALTH_SECONDS": "2"}
 
 
 def cut(proxy: FaultProxy) -> None:
@@ -36,16 +36,19 @@ async def test_without_realtime_jobs_are_polled_and_when_it_returns_nothing_was_
         during += [await shop.create("pack", items=["x"]) for _ in range(3)]
         for job in during[1:]:
             started = await daemon.event("job.started", job_id=job["id"], within=7)
-            assert started["wake"] in {"polling", "next", "finish"}
+            assert started["wake"] != "realtime"
         assert time.monotonic() - asked < 6, "polling takes 5 s at most"
 
         await proxy.heal()
         await eventually(lambda: len(daemon.all("feed.mode", mode="realtime")) == 2, within=40)
-        after = await shop.create("pack", items=["x"])
-        started = await daemon.event("job.started", job_id=after["id"])
-        assert started["wake"] == "realtime"
+        # a heartbeat or the claim after the last job may be quicker than the event, but not every time
+        after = []
+        while not daemon.all("job.started", job_id=after[-1]["id"] if after else "", wake="realtime"):
+            assert len(after) < 10, "Realtime is back, and wakes nobody"
+            after.append(await shop.create("pack", items=["x"]))
+            await daemon.event("job.finished", job_id=after[-1]["id"])
 
-        everything = [*before, *during, after]
+        everything = [*before, *during, *after]
         for job in everything:
             await daemon.event("job.finished", job_id=job["id"], within=20)
         assert sorted(words[1] for words in shop.traced("jobs") if words[0] == "start") == sorted(
@@ -59,10 +62,12 @@ async def test_a_daemon_whose_realtime_is_refused_from_the_start_works_by_pollin
     async with FaultProxy(shop.stack.url) as proxy:
         proxy.refuse("websocket")
         daemon = await shop.daemon(url=proxy.url, realtime=False, PROCESSOR_POLL_SECONDS="1")
-        for _ in range(3):
-            job = await shop.create("greet")
+        jobs = 0
+        while not daemon.all("job.started", wake="polling"):
+            assert jobs < 10, "every job was found otherwise: nothing polls"
+            jobs += 1
+            job = await shop.create("greet", {"seconds": 0.1})
             await daemon.event("job.finished", job_id=job["id"], within=6)
-        assert daemon.all("job.started", wake="polling")
         assert daemon.all("feed.mode", mode="realtime") == []
         await proxy.heal()
         await daemon.event("feed.mode", mode="realtime", within=40)
