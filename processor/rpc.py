@@ -252,7 +252,7 @@ _AWAY = (
     "523",
     "524",
 )
-_TRANSIENT = ("08", "40", "53", "55", "57P", "57014", "58", "XX")
+_TRANSIENT = ("08", "40001", "40P01", "53", "55", "57P", "57014", "58", "XX")
 
 
 def _refused(url: str, function: str, error: APIError) -> NoReturn:
