@@ -91,16 +91,13 @@ class Executor:
 
     async def run(self, run: Run) -> None:
         """Take one claimed job to the end of its attempt."""
-        handler = self._app.handlers[run.job.kind]
-        outcome = self._refuse(run)
-        if outcome is None and run.stopped_for is None:
-            desk = _Desk(run, self._app.classifier, self._settler, self._reporter, self._client)
-            try:
-                context = self._check(run, handler, desk)
-            except ValidationError as error:
-                outcome = _invalid_payload(error)
-            else:
-                outcome = await self._handle(run, handler, context)
+        try:
+            outcome = await self._work(run)
+        except Exception as error:
+            # the application's own code failed beside its handler, in a validator or a rule for errors:
+            # it must cost an attempt, or the job would come back for ever
+            run.log.exception("job.crashed")
+            outcome = _crashed(error)
         run.settling = True
         if outcome is None:
             await self._give_up(run)
@@ -108,6 +105,19 @@ class Executor:
             await self._settle(run, outcome)
 
     # -- steps ------------------------------------------------------------------------------------
+
+    async def _work(self, run: Run) -> Outcome | None:
+        """Run the handler, unless something speaks against it; None: nothing may be settled."""
+        outcome = self._refuse(run)
+        if outcome is not None or run.stopped_for is not None:
+            return outcome
+        handler = self._app.handlers[run.job.kind]
+        desk = _Desk(run, self._app.classifier, self._settler, self._reporter, self._client)
+        try:
+            context = self._check(run, handler, desk)
+        except ValidationError as error:
+            return _invalid_payload(error)
+        return await self._handle(run, handler, context)
 
     def _refuse(self, run: Run) -> Outcome | None:
         """Do not start what somebody has cancelled since it was claimed."""
@@ -143,10 +153,11 @@ class Executor:
         finally:
             stop.cancel()
             task.cancel()
-        if run.stopped_for is Stop.LOST:
-            return None
         if not task.done():
             self._abandon(run, task)
+        elif run.stopped_for is Stop.LOST:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                run.log.warning("job.clean_up_failed", exc_info=error)
         elif not task.cancelled():
             error = task.exception()
             if error is None:
@@ -330,6 +341,12 @@ def _returned(result: Any, items_delay: float | None) -> Outcome:
 def _cancelled(reason: str) -> Outcome:
     failure = Failure(ErrorCode.CANCELLED, to_text(reason, 500), retryable=False)
     return Outcome(OutcomeKind.CANCELLED, failure=failure)
+
+
+def _crashed(error: Exception) -> Outcome:
+    """Describe a failure by what cannot fail again: an exception's text may be what crashed."""
+    message = f"{type(error).__name__} in the application, outside its handler; see the daemon's log"
+    return Outcome(OutcomeKind.RETRY, failure=Failure(ErrorCode.HANDLER_CRASHED, message, retryable=True))
 
 
 def _invalid_payload(error: ValidationError) -> Outcome:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from processor import Cancel, Discard, JobContext, JobError, JobItem, Processor, Retry, Snooze
 
@@ -19,6 +19,27 @@ class Greeting(BaseModel):
 
 def job(name: str, **options):
     return app.job(f"{PREFIX}.{name}", queue=PREFIX, **options)
+
+
+class Picky(BaseModel):
+    card: dict
+
+    @field_validator("card")
+    @classmethod
+    def _has_a_title(cls, card: dict) -> dict:
+        return {"title": card["title"]}  # KeyError is not what pydantic expects of a validator
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Vague(Exception):
+    pass
+
+
+app.error(Vague, "VAGUE", retry_after=lambda error: error.seconds)
 
 
 @job("greet")
@@ -70,6 +91,10 @@ async def end(job: JobContext) -> object:
             raise Discard("hopeless")
         case "crash":
             raise RuntimeError("boom")
+        case "unspeakable":
+            raise Unspeakable
+        case "vague":
+            raise Vague("no seconds in it")
         case "code":
             raise JobError("the card is too long", code="CARD_TOO_LONG", retryable=False)
         case "nan":
@@ -105,6 +130,33 @@ async def items(job: JobContext) -> dict:
         return item.key.upper()
 
     return await job.each(one)
+
+
+@job("picky")
+async def picky(job: JobContext[Picky]) -> None:
+    """Have a payload whose validator crashes."""
+
+
+@job("echo")
+async def echo(job: JobContext) -> str:
+    """Say what kind of thing came as "n"."""
+    return type(job.payload["n"]).__name__
+
+
+@job("twice")
+async def twice(job: JobContext) -> list:
+    """Go through the items twice, and count the calls."""
+    calls: list[str] = []
+
+    async def one(item: JobItem) -> str:
+        calls.append(item.key)
+        if item.key == "lost":
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+        return item.key
+
+    return [await job.each(one), await job.each(one), calls]
 
 
 @job("chatter")

@@ -224,3 +224,35 @@ async def test_progress_is_written_at_most_twice_a_second(bench: Bench) -> None:
     await bench.eventually(over, within=20)
     ran = (await bench.daemon.event("job.finished", job_id=job_id))["ran_ms"] / 1000
     assert 4 <= len(seen) <= 2 * ran + 4  # created, claimed, finished, and two a second between
+
+
+@pytest.mark.parametrize("how", ["unspeakable", "vague"])
+async def test_an_exception_that_cannot_be_classified_costs_an_attempt(bench: Bench, how: str) -> None:
+    row = await bench.do("end", {"how": how}, max_attempts=1)
+    assert (row["status"], row["error_code"], row["attempt"]) == ("failed", "HANDLER_CRASHED", 1)
+
+
+async def test_a_crashing_validator_costs_an_attempt(bench: Bench) -> None:
+    row = await bench.do("picky", {"card": {}}, max_attempts=1)
+    assert (row["status"], row["error_code"], row["attempt"]) == ("failed", "HANDLER_CRASHED", 1)
+    assert "KeyError" in row["error_message"]
+
+
+async def test_a_number_too_long_for_python_spoils_no_claim(bench: Bench, admin: asyncpg.Connection) -> None:
+    kind = f"{bench.queue}.echo"
+    sql = "select id from public.create_job(kind => $1, payload => '{\"n\": 1e5000}')"
+    job_id = await admin.fetchval(sql, kind)
+    await bench.daemon.event("job.finished", job_id=str(job_id))
+    assert await admin.fetchval("select result #>> '{}' from public.jobs where id = $1", job_id) == "Decimal"
+
+
+async def test_items_are_gone_through_once_however_often_they_are_asked_for(bench: Bench) -> None:
+    row = await bench.do("twice", items=["a", "b"])
+    assert row["result"][:2] == [{"a": "a", "b": "b"}] * 2
+    assert sorted(row["result"][2]) == ["a", "b"]
+
+
+async def test_an_item_that_was_cancelled_by_others_says_so(bench: Bench) -> None:
+    row = await bench.do("twice", items=["a", "lost"], max_attempts=1)
+    items = (await bench.rest.table("job_items").select("*").eq("job_id", row["id"]).execute()).data
+    assert {item["key"]: item["error_code"] for item in items} == {"a": None, "lost": "HANDLER_CRASHED"}
