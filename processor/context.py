@@ -85,6 +85,8 @@ class JobContext(Generic[P]):
         self._job = job
         self._desk = desk
         self._item_concurrency = item_concurrency
+        self._done = {item.position: (item.key, item.result) for item in job.done}
+        self._going = False
 
     @property
     def id(self) -> UUID:
@@ -134,10 +136,13 @@ class JobContext(Generic[P]):
         later attempt runs it again. A failing item stops no other; whether it is tried again is decided
         when the job is settled. Returns key → result of every item completed so far, in the items'
         order, those of earlier attempts included.
-        :class:`Snooze` and :class:`Cancel` end the whole job.
+        :class:`Snooze` and :class:`Cancel` end the whole job. Called again, it goes through what is still
+        not done. Raises ``RuntimeError`` when another call is under way.
         """
+        if self._going:
+            raise RuntimeError("each() is already going through the items: await it before the next call.")
         limit = asyncio.Semaphore(concurrency or self._item_concurrency)
-        done = {item.position: (item.key, item.result) for item in self._job.done}
+        done = self._done
 
         async def run(item: JobItem[P]) -> None:
             async with limit:
@@ -145,14 +150,19 @@ class JobContext(Generic[P]):
                 if await self._desk.finish_item(self._job, outcome) is None and outcome.failure is None:
                     done[item.position] = (item.key, outcome.result)
 
+        self._going = True
         try:
             async with asyncio.TaskGroup() as group:
                 for item in self.items:
+                    if item.position in done:
+                        continue
                     group.create_task(run(item), name=f"item:{self._job.id}:{item.key}")
         except* (Snooze, Cancel) as decisions:
             decision = decisions.exceptions[0]
         else:
             return dict(done[position] for position in sorted(done))
+        finally:
+            self._going = False
         raise decision
 
     async def _attempt(
@@ -162,6 +172,14 @@ class JobContext(Generic[P]):
             result = await function(item)
         except (Snooze, Cancel):
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # what it awaited was cancelled by others; a task group would pass over that in silence
+            failure = Failure("HANDLER_CRASHED", "the item ended with CancelledError", retryable=True)
+            self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
+            return ItemOutcome(item.key, failure=failure)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
             failure = self._desk.classify(error)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
