@@ -4,15 +4,16 @@ Every function is safe to repeat, so transport errors are repeated here, with fu
 API refuses becomes the error of :mod:`processor.errors` that says so.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import httpx
 import structlog
-from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tenacity import (
@@ -131,12 +132,11 @@ class Rpc:
         self.calls: Counter[str] = Counter()
         """Requests sent so far, by function."""
         self._patience = patience
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, http2=False)
-        self._client = AsyncPostgrestClient(
-            f"{url}/rest/v1",
-            headers={"apikey": api_key or key, "Authorization": f"Bearer {key}"},
-            http_client=self._http,
-        )
+        # a project may expose another schema first
+        headers = {"apikey": api_key or key, "Accept": "application/json", "Content-Profile": "public"}
+        if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
+            headers["Authorization"] = f"Bearer {key}"
+        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=_LIMITS, http2=False)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -226,33 +226,49 @@ class Rpc:
     async def _once(self, function: str, arguments: dict[str, Any]) -> Any:
         self.calls[function] += 1
         try:
-            return (await self._client.rpc(function, arguments).execute()).data
-        except APIError as error:
-            _refused(self.url, function, error)
-        except (TimeoutError, httpx.TransportError, httpx.InvalidURL) as error:
+            response = await self._http.post(f"{self.url}/rest/v1/rpc/{function}", json=arguments)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             text = str(error) or type(error).__name__
             raise ApiUnreachable(
                 f"No answer from {self.url}: {text}", hint="Check SUPABASE_URL and the network."
             ) from error
+        if not response.is_success:
+            _refused(self.url, function, _problem(response))
+        try:
+            return json.loads(response.content, parse_int=_integer) if response.content else None
+        except ValueError as error:  # a proxy that wants somebody to log in, or the like
+            raise ApiUnreachable(
+                f"Something at {self.url} answered {function} with other than JSON: {error}",
+                hint="Check SUPABASE_URL and what stands between.",
+            ) from error
+        except RecursionError as error:
+            raise ApiError(f"{function} answered with JSON that is nested too deeply to be read") from error
+
+
+def _problem(response: httpx.Response) -> APIError:
+    """Read PostgREST's error, or what something before it says: the HTTP status is the code then."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    body = body if isinstance(body, dict) else {}
+    if isinstance(body.get("code"), str):
+        return APIError(body)
+    message = body.get("message") or body.get("msg") or body.get("error")
+    return APIError({"message": str(message or response.reason_phrase), "code": str(response.status_code)})
+
+
+def _integer(digits: str) -> int | Decimal:
+    """Read a whole number of ``jsonb``, which may have more digits than Python makes an int of."""
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
 # the database or a proxy before it is away for the moment; 57014 is a statement that took too long
-_AWAY = (
-    "PGRST000",
-    "PGRST001",
-    "PGRST002",
-    "PGRST003",
-    "429",
-    "500",
-    "502",
-    "503",
-    "504",
-    "520",
-    "522",
-    "523",
-    "524",
-)
-_TRANSIENT = ("08", "40001", "40P01", "53", "55", "57P", "57014", "58", "XX")
+_AWAY = ("PGRST000", "PGRST001", "PGRST002", "PGRST003", "408", "425", "429")
+_TRANSIENT = ("08", "40", "53", "55", "57P", "57014", "58", "XX")
 
 
 def _refused(url: str, function: str, error: APIError) -> NoReturn:
@@ -276,7 +292,8 @@ def _refused(url: str, function: str, error: APIError) -> NoReturn:
             hint="Install the schema: processor schema apply --database-url postgresql://… "
             "or paste the output of `processor schema print` into the SQL editor.",
         ) from error
-    if code in _AWAY or code.startswith(_TRANSIENT):
+    status = int(code) if len(code) == 3 and code.isdecimal() else 0  # noqa: PLR2004 - an HTTP status
+    if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or code.startswith(_TRANSIENT):
         raise ApiUnreachable(
             f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
         ) from error

@@ -138,7 +138,8 @@ class Incarnation:
             # ours are shorter and decide; the client's only has to be no shorter
             timeout=math.ceil(max(timings.open_timeout, timings.join_timeout, timings.ack_timeout)) + 1,
         )
-        self._client.access_token = key  # joins carry it
+        # joins carry it, if it is a token; one of another form is known by the api key alone
+        self._client.access_token = None if key.startswith("sb_") else key
         self._channel: AsyncRealtimeChannel = self._client.channel(
             f"worker:{worker_id}:{number}",
             {
