@@ -292,7 +292,7 @@ def _refused(url: str, function: str, error: APIError) -> NoReturn:
             hint="Install the schema: processor schema apply --database-url postgresql://… "
             "or paste the output of `processor schema print` into the SQL editor.",
         ) from error
-    status = int(code) if len(code) == 3 and code.isdecimal() else 0  # noqa: PLR2004 - an HTTP status
+    status = int(code) if len(code) == 3 and code.isdecimal() else 0
     if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or code.startswith(_TRANSIENT):
         raise ApiUnreachable(
             f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"

@@ -30,16 +30,16 @@ class Picky(BaseModel):
         return {"title": card["title"]}  # KeyError is not what pydantic expects of a validator
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
-class Vague(Exception):
+class VagueError(Exception):
     pass
 
 
-app.error(Vague, "VAGUE", retry_after=lambda error: error.seconds)
+app.error(VagueError, "VAGUE", retry_after=lambda error: error.seconds)
 
 
 @job("greet")
@@ -92,9 +92,9 @@ async def end(job: JobContext) -> object:
         case "crash":
             raise RuntimeError("boom")
         case "unspeakable":
-            raise Unspeakable
+            raise UnspeakableError
         case "vague":
-            raise Vague("no seconds in it")
+            raise VagueError("no seconds in it")
         case "code":
             raise JobError("the card is too long", code="CARD_TOO_LONG", retryable=False)
         case "nan":
