@@ -91,8 +91,12 @@ class Worker:
         self._changed.set()
 
     def claims_since(self, moment: float) -> bool:
-        """Whether a claim is on its way, or was answered after ``moment`` of the loop's clock."""
-        return self._request is not None or self._claimed_at >= moment
+        """Whether a claim is on its way, or was answered after ``moment`` of the loop's clock.
+
+        One whose answer was lost is on its way until it has been repeated, which nobody does in a pause.
+        """
+        repeated = self._request is not None and not self._pauses
+        return self._claiming or repeated or self._claimed_at >= moment
 
     def pause(self, reason: str) -> None:
         """Claim nothing until every reason to pause is gone."""
@@ -134,10 +138,11 @@ class Worker:
             await self._until_reason()
             pause = 0.0
             try:
-                await self._claim()
-            except WorkerUnknown:
-                await self._on_unknown()
-                self.wake("sweep")
+                try:
+                    await self._claim()
+                except WorkerUnknown:
+                    await self._on_unknown()
+                    self.wake("sweep")
             except ApiError as error:
                 log.warning("worker.claim_failed", error=str(error))
                 self.wake("sweep")
