@@ -8,13 +8,15 @@ from uuid import UUID
 
 import structlog
 
-from processor.errors import ApiError
+from processor.errors import ApiError, ApiUnreachable
 from processor.job import Job
 from processor.jsonb import to_jsonb, to_text
 from processor.rpc import Rpc
 
 _EVERY = 0.5
 _MAX_LINES = 500
+_MAX_WAITING = 10_000
+"""Log lines kept until they can be written; later ones stand in the daemon's own log only."""
 
 log = structlog.get_logger("processor.report")
 
@@ -42,6 +44,11 @@ class Reporter:
         self._wanted = asyncio.Event()
         self._sending = asyncio.Lock()
 
+    @property
+    def waiting(self) -> int:
+        """How many log lines are not written yet."""
+        return len(self._lines)
+
     def progress(self, job: Job, fraction: float, message: str | None) -> None:
         """Note a job's progress."""
         report = self._report(job)
@@ -57,6 +64,8 @@ class Reporter:
 
     def line(self, job: Job, level: str, message: str, fields: dict[str, Any]) -> None:
         """Keep a log line; fields that are not JSON are kept as text."""
+        if len(self._lines) >= _MAX_WAITING:
+            return
         self._lines.append(
             {
                 "id": str(job.id),
@@ -114,7 +123,11 @@ class Reporter:
                 try:
                     await self._rpc.append_job_logs(self._worker_id, lines)
                 except ApiError as error:  # they stand in the daemon's own log too
-                    log.warning("report.lines_dropped", lines=len(lines), error=str(error))
+                    dropped = len(lines)
+                    if isinstance(error, ApiUnreachable):  # results wait behind the lines: try no more
+                        dropped += len(self._lines)
+                        self._lines.clear()
+                    log.warning("report.lines_dropped", lines=dropped, error=str(error))
 
 
 def _field(value: Any) -> Any:
