@@ -65,7 +65,7 @@ class Daemon:
         self._worker = Worker(
             self.rpc, self.id, queues=self._queues, slots=settings.slots, on_unknown=self._register
         )
-        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel, on_unknown=self._register)
+        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel)
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )

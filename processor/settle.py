@@ -15,12 +15,21 @@ from uuid import UUID
 
 import structlog
 
-from processor.errors import ApiError, ApiUnreachable, AuthFailed, WorkerUnknown
+from processor.errors import (
+    ApiError,
+    ApiUnreachable,
+    AuthFailed,
+    SchemaMismatch,
+    SchemaMissing,
+    WorkerUnknown,
+)
 from processor.job import ItemOutcome, Outcome
 from processor.rpc import Attempt, Rpc, Settled
 
 _BATCH = 100
 _LONGEST_PAUSE = 5.0
+_WAIT = (ApiUnreachable, AuthFailed, SchemaMissing, SchemaMismatch, WorkerUnknown)
+"""Refusals that say nothing about an outcome, which therefore waits; heartbeats register again."""
 
 log = structlog.get_logger("processor.settle")
 
@@ -37,23 +46,12 @@ class _Entry(Generic[T]):
 
 
 class Settler:
-    """Makes outcomes durable.
+    """Makes outcomes durable. ``on_cancel`` hears of jobs that somebody wants cancelled."""
 
-    ``on_cancel`` hears of jobs that somebody wants cancelled; ``on_unknown`` registers again.
-    """
-
-    def __init__(
-        self,
-        rpc: Rpc,
-        worker_id: UUID,
-        *,
-        on_cancel: Callable[[Iterable[UUID]], None],
-        on_unknown: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, rpc: Rpc, worker_id: UUID, *, on_cancel: Callable[[Iterable[UUID]], None]) -> None:
         self._rpc = rpc
         self._worker_id = worker_id
         self._on_cancel = on_cancel
-        self._on_unknown = on_unknown
         self._items: list[_Entry[ItemOutcome]] = []
         self._jobs: list[_Entry[Outcome]] = []
         self._released: list[_Entry[None]] = []
@@ -107,10 +105,9 @@ class Settler:
             try:
                 answers = await send(batch)
                 break
-            except WorkerUnknown:
-                await self._on_unknown()
-            except (ApiUnreachable, AuthFailed) as error:
+            except _WAIT as error:
                 log.warning("settle.waiting", outcomes=len(batch), error=str(error))
+                batch = batch[: max(1, len(batch) // 2)]  # it may have been too big for what stands between
             except ApiError as error:
                 if len(batch) == 1:
                     log.warning("settle.refused", job_id=str(batch[0].job.id), error=str(error))

@@ -1,0 +1,157 @@
+"""The parts of the worker before an API that answers in ways a real one does at its worst moments."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from processor.job import Job, Outcome, OutcomeKind
+from processor.lease import Lease
+from processor.report import Reporter
+from processor.rpc import Attempt, Rpc
+from processor.settle import Settler
+from processor.worker import Worker
+from tests.integration.scripted_api import ScriptedApi, scripted_api
+
+NOT_FOUND = {"code": "PGRST202", "message": "Could not find the function in the schema cache"}
+UNKNOWN = {"code": "JQ011", "message": "the worker is unknown or its lease is over"}
+ME = uuid4()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ScriptedApi]:
+    async with scripted_api() as api:
+        yield api
+
+
+@pytest.fixture
+async def rpc(api: ScriptedApi) -> AsyncIterator[Rpc]:
+    rpc = Rpc(api.url, "e30.e30.x", patience=0)
+    yield rpc
+    await rpc.aclose()
+
+
+@asynccontextmanager
+async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def becomes(condition: Any, within: float = 8.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s"
+        await asyncio.sleep(0.01)
+
+
+def settled(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"id": one["id"], "stale": False, "status": "completed"} for one in arguments["results"]]
+
+
+def attempt() -> Attempt:
+    return Attempt(id=uuid4(), attempt=1)
+
+
+async def nobody() -> None:
+    raise AssertionError("nobody has forgotten this worker")
+
+
+def make_settler(rpc: Rpc) -> Settler:
+    return Settler(rpc, ME, on_cancel=lambda _ids: None)
+
+
+async def test_a_result_waits_for_the_schema_to_be_found_again(api: ScriptedApi, rpc: Rpc) -> None:
+    def answer(arguments: dict[str, Any]) -> tuple[int, Any]:
+        return (404, NOT_FOUND) if len(api.calls["finish_jobs"]) == 1 else (200, settled(arguments))
+
+    api.answers["finish_jobs"] = answer
+    settler = make_settler(rpc)
+    async with running(settler.run()):
+        assert (await settler.job(attempt(), Outcome(OutcomeKind.DONE))).error is None
+
+
+async def test_a_batch_too_big_for_the_gateway_gets_through_in_parts(api: ScriptedApi, rpc: Rpc) -> None:
+    def answer(arguments: dict[str, Any]) -> tuple[int, Any]:
+        size = len(arguments["results"])
+        return (
+            (504, {"message": "The upstream server is timing out"}) if size > 3 else (200, settled(arguments))
+        )
+
+    api.answers["finish_jobs"] = answer
+    settler = make_settler(rpc)
+    waiting = [settler.job(attempt(), Outcome(OutcomeKind.DONE)) for _ in range(8)]
+    async with running(settler.run()):
+        assert len(await asyncio.wait_for(asyncio.gather(*waiting), 8)) == 8
+
+
+async def test_claims_outlive_a_registration_that_fails(api: ScriptedApi, rpc: Rpc) -> None:
+    async def register() -> None:
+        await rpc.register_worker({})
+
+    api.answers["claim_jobs"] = lambda _arguments: (400, UNKNOWN)
+    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=register)
+    worker.wake("sweep")
+    async with running(worker.run()) as tasks:
+        await becomes(lambda: len(api.calls["claim_jobs"]) == 2 or tasks[0].done())
+        assert not tasks[0].done(), tasks[0].exception()
+
+
+async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
+    now = datetime.now(UTC)
+    lost = attempt()
+    api.answers["heartbeat_worker"] = lambda _arguments: (
+        200,
+        {
+            "now": now.isoformat(),
+            "heartbeat_at": now.isoformat(),
+            "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
+            "next_due_at": None,
+            "draining": True,
+            "unknown": [{"id": str(lost.id), "attempt": 1}],
+        },
+    )
+    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
+    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
+    lease = Lease(
+        rpc,
+        ME,
+        worker,
+        seconds=90,
+        feed_mode=lambda: "polling",
+        on_beat=lambda _at: None,
+        register=nobody,
+    )
+    worker.wake("sweep")
+    async with running(worker.run()):
+        await becomes(lambda: api.calls["claim_jobs"])  # answered with 503: was it heard? nobody knows
+        lease.begin(90, sent=asyncio.get_running_loop().time())
+        async with running(lease.beat_forever()):
+            await becomes(lambda: api.calls["release_jobs"])
+    assert api.calls["release_jobs"][0]["jobs"] == [{"id": str(lost.id), "attempt": 1}]
+
+
+def a_job() -> Job:
+    now = datetime.now(UTC)
+    return Job(id=uuid4(), queue="q", kind="k", payload={}, attempt=1, run_at=now, created_at=now)
+
+
+async def test_log_lines_are_bounded_and_hold_no_result_up_while_the_api_is_away(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    reporter = Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
+    job = a_job()
+    for number in range(50_000):
+        reporter.line(job, "info", f"line {number}", {})
+    assert reporter.waiting <= 10_000
+    await reporter.close(job)
+    assert len(api.calls["append_job_logs"]) == 1
