@@ -2,16 +2,22 @@
 
 import asyncio
 import importlib
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from processor import config, log
 from processor.app import Processor, did_you_mean
 from processor.daemon import Daemon
 from processor.errors import ApiError, ConfigError, UsageError
+
+_LEAVE_SECONDS = 3.0
+"""How long a daemon that has ended may take to leave Python."""
 
 
 def run(
@@ -39,7 +45,20 @@ def run(
 
 
 async def _run(app: Processor, settings: config.Settings) -> int:
-    return await Daemon(app, settings).run()
+    code = await Daemon(app, settings).run()
+    # all is settled, but asyncio and the interpreter would wait for handlers and threads that nobody can stop
+    leave = threading.Timer(_LEAVE_SECONDS, _leave, [code])
+    leave.daemon = True
+    leave.start()
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process whatever still runs in it."""
+    structlog.get_logger("processor.cli").warning(
+        "daemon.left_running", reason="a handler or one of its threads could not be stopped"
+    )
+    os._exit(code)
 
 
 def load_app(target: str) -> Processor:

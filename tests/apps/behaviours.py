@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 
 from pydantic import BaseModel, field_validator
 
@@ -74,6 +75,22 @@ async def stubborn(job: JobContext) -> str:
         except asyncio.CancelledError:
             continue
     return "too late"
+
+
+@job("deaf", timeout=0.2)
+async def deaf(job: JobContext) -> None:
+    """Swallow every cancellation, for ever."""
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue
+
+
+@job("blocking")
+async def blocking(job: JobContext) -> None:
+    """Wait for a thread that cannot be cancelled."""
+    await asyncio.to_thread(time.sleep, 60)
 
 
 @job("end")

@@ -196,3 +196,14 @@ async def test_without_realtime_it_polls(place: Place) -> None:
         await daemon.event("daemon.ready")
         job_id = await place.create("greet", {"name": "x"})
         assert (await daemon.event("job.started", job_id=job_id))["wake"] == "polling"
+
+
+@pytest.mark.parametrize("kind", ["deaf", "blocking"])
+async def test_a_handler_that_cannot_be_stopped_does_not_keep_the_process(place: Place, kind: str) -> None:
+    async with place.daemon(PROCESSOR_GRACE_SECONDS="0", PROCESSOR_CANCEL_GRACE_SECONDS="0.2") as daemon:
+        await daemon.ready()
+        job_id = await place.create(kind)
+        await daemon.event("job.started", job_id=job_id)
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended(within=12) == 0
+        await daemon.event("daemon.stopped")
