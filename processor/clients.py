@@ -12,11 +12,13 @@ class ApplicationClient:
     """One supabase client for all jobs, made when the first handler asks for it.
 
     The daemon's own calls never go through it: handlers may exhaust its pool without starving them.
+    ``api_key`` is the public key, where ``key`` is a token that opens no gateway by itself.
     """
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, *, api_key: str | None = None) -> None:
         self._url = url
         self._key = key
+        self._api_key = api_key or key
         self._client: AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
 
@@ -31,7 +33,9 @@ class ApplicationClient:
             options = AsyncClientOptions(
                 httpx_client=self._http, auto_refresh_token=False, persist_session=False
             )
-            self._client = AsyncClient(self._url, self._key, options)
+            if self._api_key != self._key:
+                options.headers["Authorization"] = f"Bearer {self._key}"
+            self._client = AsyncClient(self._url, self._api_key, options)
         return self._client
 
     async def aclose(self) -> None:

@@ -50,7 +50,7 @@ class Daemon:
             raise ConfigError(_nothing_to_do(app, self._queues))
         key = settings.key.get_secret_value()
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
-        self._client = ApplicationClient(settings.url, key)
+        self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
             settings.url,
             key,

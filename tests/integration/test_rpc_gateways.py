@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from processor.clients import ApplicationClient
 from processor.errors import ApiError, ApiUnreachable, AuthFailed
 from processor.rpc import Rpc
 
@@ -37,7 +38,7 @@ class Gateway:
 async def gateway(status: int, body: object) -> AsyncIterator[Gateway]:
     """Serve one on a free port of loopback."""
     made = Gateway(status, body if isinstance(body, str) else json.dumps(body))
-    app = Starlette(routes=[Route("/rest/v1/rpc/{function}", made.answer, methods=["POST"])])
+    app = Starlette(routes=[Route("/{path:path}", made.answer, methods=["GET", "POST"])])
     listener = socket.create_server(("127.0.0.1", 0))
     made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
@@ -90,5 +91,14 @@ async def test_a_token_of_a_lesser_role_goes_beside_the_public_key() -> None:
         rpc = Rpc(before.url, "e30.e30.x", api_key="sb_publishable_abc")
         await rpc.deregister_worker(uuid4())
         await rpc.aclose()
+    assert before.headers[0]["apikey"] == "sb_publishable_abc"
+    assert before.headers[0]["authorization"] == "Bearer e30.e30.x"
+
+
+async def test_the_handlers_client_opens_the_gateway_with_the_public_key() -> None:
+    async with gateway(200, []) as before:
+        client = ApplicationClient(before.url, "e30.e30.x", api_key="sb_publishable_abc")
+        await client.get().table("cards").select("*").execute()
+        await client.aclose()
     assert before.headers[0]["apikey"] == "sb_publishable_abc"
     assert before.headers[0]["authorization"] == "Bearer e30.e30.x"
