@@ -24,6 +24,18 @@ def _url(value: Any) -> Any:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/rest/v1')}"
 
 
+def _key(value: Any) -> Any:
+    """Take a key as it goes into a header; what a header cannot carry would be shown in an error there."""
+    if not isinstance(value, str):
+        return value
+    key = value.strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError(
+            "the key has spaces or special characters in it: copy it again, whole and on one line"
+        )
+    return key
+
+
 def _names(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
@@ -42,9 +54,13 @@ class Settings(BaseSettings):
 
     url: Annotated[str, BeforeValidator(_url)] = Field(validation_alias=AliasChoices("SUPABASE_URL", "url"))
     """Address of the Supabase project."""
-    key: SecretStr = Field(min_length=1, validation_alias=AliasChoices(*KEY_VARIABLES, "key"))
+    key: Annotated[SecretStr, BeforeValidator(_key)] = Field(
+        min_length=1, validation_alias=AliasChoices(*KEY_VARIABLES, "key")
+    )
     """A key whose role may work on jobs: service_role, a secret key, or a job_processor token."""
-    anon_key: SecretStr | None = Field(None, validation_alias=AliasChoices(*ANON_VARIABLES, "anon_key"))
+    anon_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
+        None, validation_alias=AliasChoices(*ANON_VARIABLES, "anon_key")
+    )
     """The publishable key: only needed beside a job_processor token."""
 
     name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)

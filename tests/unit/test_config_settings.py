@@ -116,3 +116,20 @@ def test_the_example_file_lists_exactly_the_variables_there_are() -> None:
         if name not in {"url", "key", "anon_key"}
     }
     assert listed == own | {"SUPABASE_URL", KEY_VARIABLES[0], ANON_VARIABLES[0]}
+
+
+@pytest.mark.parametrize("around", ["\n", " ", "\r\n"])
+def test_space_around_a_key_is_not_part_of_it(environment: pytest.MonkeyPatch, around: str) -> None:
+    environment.setenv("SUPABASE_SERVICE_ROLE_KEY", f"{around}sb_secret_1234567890{around}")
+    assert load().key.get_secret_value() == "sb_secret_1234567890"
+
+
+@pytest.mark.parametrize("key", ["sb_secret_12 34", "sb_secret_\u2026", "sb_secret_\n12"])
+def test_a_key_no_header_can_carry_is_refused_without_being_shown(
+    environment: pytest.MonkeyPatch, key: str
+) -> None:
+    environment.setenv("SUPABASE_SERVICE_ROLE_KEY", key)
+    with pytest.raises(ConfigError) as caught:
+        load()
+    assert "SUPABASE_SERVICE_ROLE_KEY" in str(caught.value)
+    assert key not in str(caught.value)
