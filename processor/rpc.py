@@ -293,7 +293,8 @@ def _refused(url: str, function: str, error: APIError) -> NoReturn:
             "or paste the output of `processor schema print` into the SQL editor.",
         ) from error
     status = int(code) if len(code) == 3 and code.isdecimal() else 0
-    if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or code.startswith(_TRANSIENT):
+    transient = not status and code.startswith(_TRANSIENT)
+    if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or transient:
         raise ApiUnreachable(
             f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
         ) from error

@@ -61,6 +61,7 @@ async def gateway(status: int, body: object) -> AsyncIterator[Gateway]:
         (401, {"message": "Unauthorized"}, AuthFailed),
         (401, {"message": "Invalid API key", "hint": "Double check your key."}, AuthFailed),
         (404, {"message": "no Route matched with those values"}, ApiUnreachable),
+        (400, {"message": "Bad request"}, ApiError),
         (413, {"message": "Request size limit exceeded"}, ApiError),
         (200, "[" * 2000 + "]" * 2000, ApiError),
         (200, "<html>Please log in to the hotel's network</html>", ApiUnreachable),
