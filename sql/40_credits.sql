@@ -2,6 +2,7 @@
 --
 --   grant    issued → available          capture  held → spent       (a ticket: an item, or the job)
 --   reserve  available → held            release  held → available   (the rest, when the job ends)
+--   clawback available → issued          (an operator undoes a grant, as far as it is available)
 --
 -- A hold is `units` tickets at a price that never changes. Capturing unit i inserts ticket i: capturing
 -- twice is impossible. The account row is touched once when a job is created and once when jobs end,
@@ -22,7 +23,7 @@ create table if not exists public.credit_accounts (
 with (fillfactor = 50);
 comment on table public.credit_accounts is 'One row per owner: what was issued is available, held, spent or expired.';
 comment on column public.credit_accounts.owner_id is 'The auth user.';
-comment on column public.credit_accounts.issued is 'All that was ever granted.';
+comment on column public.credit_accounts.issued is 'All that was ever granted, less what was taken back.';
 comment on column public.credit_accounts.available is 'What new jobs can reserve.';
 comment on column public.credit_accounts.held is
   'Reserved by jobs that have not ended; what of it is paid already becomes spent when they do.';
@@ -39,23 +40,39 @@ create table if not exists public.credit_entries (
   reason text,
   idempotency_key text,
   created_at timestamptz not null default processor.now(),
-  constraint credit_entries_kind_is_known check (kind in ('grant', 'reserve', 'capture', 'release')),
-  constraint credit_entries_amount_is_positive check (amount > 0)
+  undoes bigint,
+  constraint credit_entries_kind_is_known check (kind in ('grant', 'reserve', 'capture', 'release', 'clawback')),
+  constraint credit_entries_amount_is_positive check (amount > 0),
+  constraint credit_entries_clawback_names_its_grant check ((kind = 'clawback') = (undoes is not null))
 );
+-- a journal from before there were clawbacks
+alter table public.credit_entries add column if not exists undoes bigint;
+do $$
+begin
+  if not exists (select from pg_catalog.pg_constraint where conname = 'credit_entries_clawback_names_its_grant') then
+    alter table public.credit_entries
+      drop constraint credit_entries_kind_is_known,
+      add constraint credit_entries_kind_is_known check (kind in ('grant', 'reserve', 'capture', 'release', 'clawback')),
+      add constraint credit_entries_clawback_names_its_grant check ((kind = 'clawback') = (undoes is not null));
+  end if;
+end
+$$;
 -- no foreign keys: entries outlive jobs, and one to the account would lock its row against every writer
 create index if not exists credit_entries_owner_idx on public.credit_entries (owner_id, id desc);
 create index if not exists credit_entries_job_idx on public.credit_entries (job_id) where job_id is not null;
 create unique index if not exists credit_entries_idempotency_key_idx
   on public.credit_entries (owner_id, idempotency_key) where idempotency_key is not null;
+create index if not exists credit_entries_undoes_idx on public.credit_entries (undoes) where undoes is not null;
 comment on table public.credit_entries is 'The journal: appended to, never changed.';
 comment on column public.credit_entries.id is 'Grows with time.';
 comment on column public.credit_entries.owner_id is 'Whose account.';
-comment on column public.credit_entries.kind is 'grant, reserve, capture or release.';
+comment on column public.credit_entries.kind is 'grant, reserve, capture, release or clawback.';
 comment on column public.credit_entries.amount is 'How much, always positive.';
-comment on column public.credit_entries.job_id is 'The job it is about; null for a grant.';
+comment on column public.credit_entries.job_id is 'The job it is about; null for a grant or clawback.';
 comment on column public.credit_entries.reason is 'Why, in the words of whoever granted it.';
 comment on column public.credit_entries.idempotency_key is 'A grant with the same key happens once.';
 comment on column public.credit_entries.created_at is 'When.';
+comment on column public.credit_entries.undoes is 'The grant that a clawback takes back, whole or in part.';
 
 create table if not exists public.credit_holds (
   job_id uuid primary key references public.jobs (id) on delete cascade,

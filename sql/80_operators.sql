@@ -77,14 +77,15 @@ as $$
   left join (
     select e.owner_id,
       coalesce(sum(e.amount) filter (where e.kind = 'grant'), 0)::bigint as granted,
+      coalesce(sum(e.amount) filter (where e.kind = 'clawback'), 0)::bigint as undone,
       coalesce(sum(e.amount) filter (where e.kind = 'reserve'), 0)::bigint as reserved,
       coalesce(sum(e.amount) filter (where e.kind = 'capture'), 0)::bigint as captured,
       coalesce(sum(e.amount) filter (where e.kind = 'release'), 0)::bigint as released
     from public.credit_entries e group by 1
   ) e on e.owner_id = a.owner_id
   cross join lateral (values
-    ('issued', coalesce(e.granted, 0), a.issued),
-    ('available', coalesce(e.granted - e.reserved + e.released, 0), a.available),
+    ('issued', coalesce(e.granted - e.undone, 0), a.issued),
+    ('available', coalesce(e.granted - e.undone - e.reserved + e.released, 0), a.available),
     ('held', coalesce(e.reserved - e.captured - e.released, 0), a.held),
     ('spent', coalesce(e.captured, 0), a.spent)
   ) b (bucket, journal, account)
@@ -116,6 +117,11 @@ as $$
   cross join lateral (select count(*) as tickets from public.credit_captures c where c.job_id = h.job_id) t
   cross join lateral (select count(*) as completed from public.job_items i where i.job_id = h.job_id and i.status = 'completed') i
   where h.per_item and i.completed <> t.tickets
+  union all
+  select 'more was taken back than granted', g.owner_id, null, g.amount, c.total
+  from (select e.undoes, sum(e.amount)::bigint as total from public.credit_entries e where e.kind = 'clawback' group by 1) c
+  join public.credit_entries g on g.id = c.undoes
+  where c.total > g.amount
   union all
   select 'the journal has entries, but there is no account', e.owner_id, null, 0, count(*)
   from public.credit_entries e

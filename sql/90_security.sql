@@ -18,13 +18,17 @@ begin
   foreach t in array array['job_logs_id_seq', 'credit_entries_id_seq'] loop
     execute format('revoke all on sequence public.%I from public, anon, authenticated, service_role, job_processor', t);
   end loop;
+  for t in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'processor'::regnamespace and c.relkind = 'v' loop
+    execute format('revoke all on table processor.%I from public, anon, authenticated, service_role, job_processor', t);
+  end loop;
   -- `alter default privileges in schema` would not revoke PUBLIC's right to execute: each by name
   for f in
     select p.oid::regprocedure from pg_catalog.pg_proc p
     where p.pronamespace = 'processor'::regnamespace
       or (p.pronamespace = 'public'::regnamespace and p.proname in (
         'create_job', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
-        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'deregister_worker'))
+        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'deregister_worker',
+        'prune_jobs'))
   loop
     execute format('revoke execute on function %s from public, anon, authenticated, service_role, job_processor', f);
   end loop;
@@ -57,7 +61,8 @@ grant execute on function
   public.finish_items(uuid, jsonb),
   public.finish_jobs(uuid, jsonb),
   public.release_jobs(uuid, jsonb),
-  public.deregister_worker(uuid)
+  public.deregister_worker(uuid),
+  public.prune_jobs(int)
 to service_role, job_processor;
 -- functions: a server that sells credits
 grant execute on function public.grant_credits(uuid, bigint, text, text) to service_role;

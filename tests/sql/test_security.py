@@ -16,6 +16,7 @@ WORKER_FUNCTIONS = {
     "finish_jobs",
     "release_jobs",
     "deregister_worker",
+    "prune_jobs",
 }
 OURS = "('public', 'processor')"
 OWNED = (

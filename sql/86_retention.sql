@@ -1,0 +1,74 @@
+-- Retention: finished jobs go when they are old AND many newer ones have finished in their queue.
+
+alter table public.job_queues
+  add column if not exists retain_for interval not null default interval '7 days',
+  add column if not exists retain_last int not null default 100;
+do $$
+begin
+  if not exists (select from pg_catalog.pg_constraint where conname = 'job_queues_retention_is_sane') then
+    alter table public.job_queues add constraint job_queues_retention_is_sane check (
+      retain_for between interval '0' and interval '100 years' and retain_last between 0 and 1000000
+    );
+  end if;
+end
+$$;
+comment on column public.job_queues.retain_for is 'How long a finished job is kept, at least.';
+comment on column public.job_queues.retain_last is 'How many of the queue''s last finished jobs are kept, however old.';
+
+create or replace function processor.prune_jobs(batch int default 1000)
+returns int
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  moment constant timestamptz := processor.now();
+  q record;
+  edge record;
+  gone int;
+  pruned int := 0;
+begin
+  perform processor.check_range('batch', prune_jobs.batch, 1, 10000);
+  for q in
+    -- a queue whose row is gone has the defaults
+    select n as name, coalesce(x.retain_for, interval '7 days') as retain_for, coalesce(x.retain_last, 100) as retain_last
+    from processor.queue_names() n left join public.job_queues x on x.name = n
+    order by n
+  loop
+    exit when pruned >= prune_jobs.batch;
+    -- the first that is not among the last retain_last: it and all before it may go
+    select j.finished_at, j.id into edge from public.jobs j
+    where j.queue = q.name and j.finished_at is not null
+    order by j.finished_at desc, j.id desc
+    offset q.retain_last limit 1;
+    continue when not found;
+    -- LOCK: jobs, waiting for none: one that is in somebody's hands is left to the next call.
+    -- Items, logs, hold and tickets go with their job; the journal stays.
+    with old as materialized (
+      select j.id from public.jobs j
+      where j.queue = q.name and (j.finished_at, j.id) <= (edge.finished_at, edge.id) and j.finished_at < moment - q.retain_for
+        and not exists (select from public.credit_holds h where h.job_id = j.id and h.closed_at is null)
+      order by j.finished_at, j.id
+      limit prune_jobs.batch - pruned
+      for update skip locked
+    )
+    delete from public.jobs j using old o where j.id = o.id;
+    get diagnostics gone = row_count;
+    pruned := pruned + gone;
+  end loop;
+  return pruned;
+end
+$$;
+comment on function processor.prune_jobs(int) is
+  'Delete finished jobs that are older than their queue''s retain_for and not among its retain_last, the oldest first, at most batch '
+  'at once; returns how many. The journal of credits stays. A pruned job''s idempotency_key is free again.';
+
+create or replace function public.prune_jobs(batch int default 1000)
+returns int
+language sql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+  select processor.prune_jobs(prune_jobs.batch)
+$$;
+comment on function public.prune_jobs(int) is 'processor.prune_jobs() for the workers, one of which calls it now and then.';
