@@ -189,7 +189,10 @@ failures as (
     where x.queue = n.queue and x.finished_at between m.now - interval '1 day' and m.now and x.errors <> '[]'
     union all
     select x.id, x.kind, x.status, x.error_code, x.errors from public.jobs x
-    where x.queue = n.queue and x.status in ('pending', 'processing') and x.errors <> '[]'
+    where x.queue = n.queue and x.status = 'pending' and x.errors <> '[]'
+    union all
+    select x.id, x.kind, x.status, x.error_code, x.errors from public.jobs x
+    where x.queue = n.queue and x.status = 'processing' and x.errors <> '[]'
   ) j
   cross join lateral jsonb_array_elements(j.errors) e
   where (e.value ->> 'at')::timestamptz > m.now - interval '1 day'
@@ -222,7 +225,11 @@ select j.queue, t.per, t.starts_at, count(*) as jobs,
   avg(extract(epoch from j.finished_at - j.started_at))::double precision as run_seconds_avg
 from moment m
 cross join processor.queue_names() n (queue)
-join public.jobs j on j.queue = n.queue and j.finished_at between m.now - interval '1 day' and m.now
+cross join lateral (
+  select x.queue, x.status, x.started_at, x.finished_at from public.jobs x
+  where x.queue = n.queue and x.finished_at between m.now - interval '1 day' and m.now
+  offset 0 -- queue by queue, so that each is a look into the index
+) j
 cross join lateral (values
   ('minute', date_trunc('minute', j.finished_at, 'UTC')),
   ('hour', date_trunc('hour', j.finished_at, 'UTC'))

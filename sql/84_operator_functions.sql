@@ -141,7 +141,7 @@ as $$
 declare
   seen uuid[];
   ended uuid[];
-  running uuid[];
+  told uuid[];
 begin
   if not exists (select from processor.queue_names() n where n = cancel_queue.name) then
     perform processor.fail('JQ002', format('unknown queue: %s', left(cancel_queue.name, 100)), '',
@@ -160,21 +160,21 @@ begin
   -- while waiting some were claimed, moved or ended: what they are now decides
   select coalesce(array_agg(j.id order by j.id) filter (where j.status = 'pending'), '{}'),
     coalesce(array_agg(j.id order by j.id) filter (where j.status = 'processing' and j.cancel_requested_at is null), '{}')
-  into ended, running
+  into ended, told
   from public.jobs j where j.id = any (seen) and j.queue = cancel_queue.name;
 
   perform processor.end_job(e, 'cancelled', null, 'CANCELLED', 'cancelled with its queue before it started')
   from unnest(ended) e;
   perform processor.settle_holds(ended);
-  update public.jobs j set cancel_requested_at = processor.now(), updated_at = processor.now() where j.id = any (running);
+  update public.jobs j set cancel_requested_at = processor.now(), updated_at = processor.now() where j.id = any (told);
   perform 1 from public.job_workers w
-  where w.id in (select j.worker_id from public.jobs j where j.id = any (running))
+  where w.id in (select j.worker_id from public.jobs j where j.id = any (told))
   order by w.id for no key update;
   update public.job_workers w set inbox = w.inbox + 1
-  where w.id in (select j.worker_id from public.jobs j where j.id = any (running));
+  where w.id in (select j.worker_id from public.jobs j where j.id = any (told));
 
   cancelled := cardinality(ended);
-  asked := cardinality(running);
+  asked := cardinality(told);
   select count(*) into remaining from public.jobs j
   where j.queue = cancel_queue.name
     and (j.status = 'pending' or (j.status = 'processing' and j.cancel_requested_at is null));
