@@ -1,0 +1,284 @@
+"""Every recipe of the operators' cook-book does what it says."""
+
+import re
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from tests.sql.harness import ALICE, BOB, ROOT, done, failed, fixture
+
+BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def recipes() -> dict[str, list[list[str]]]:
+    """Return the statements of each block of each recipe, by the recipe's title."""
+    text = (ROOT / "sql" / "README.md").read_text(encoding="utf-8")
+    return {
+        section.split("\n", 1)[0]: [
+            [statement.strip() for statement in block.split(";\n") if statement.strip()]
+            for block in BLOCK.findall(section)
+        ]
+        for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    }
+
+
+RECIPES = recipes()
+CHECKS = {}
+
+
+def recipe(title):
+    """Mark the check of a recipe."""
+
+    def mark(check):
+        CHECKS[title] = check
+        return check
+
+    return mark
+
+
+class Kitchen:
+    """A project in which much has happened, and the recipe that is tried in it."""
+
+    def __init__(self, project, title) -> None:
+        self.project = project
+        self.blocks = RECIPES[title]
+        self.names = {"queue": "default", "other queue": "slow", "kind": "translate", "worker": "web-1"}
+
+    async def cook(self, block: int = 0, **names):
+        """Run a block with its placeholders filled in; return the rows of its last statement."""
+        names = self.names | {name.replace("_", " "): str(value) for name, value in names.items()}
+        for statement in self.blocks[block]:
+            rows = await self.project.rows(re.sub("‹(.*?)›", lambda m: names[m.group(1)], statement))
+        return rows
+
+
+@fixture
+async def kitchen(project):
+    """Give a project at the real time, because recipes say now(): two ended jobs, one running, one waiting."""
+    await project.sql("select set_config('processor.now', '', false)")
+    await project.kind("translate", credits_per_item=10)
+    for owner in (ALICE, BOB):
+        await project.grant(owner, 100, reason="welcome")
+    project.web = await project.worker(name="web-1")
+    for outcome, result in (("fail", failed("de")), ("done", done("de"))):
+        await project.create("translate", owner_id=ALICE, items=["de"])
+        [job] = await project.web.claim()
+        await project.web.log(job, "hello")
+        await project.web.finish(job, outcome, items=[result], error_code="BROKEN", error_message="it broke")
+    project.running = await project.create("translate", owner_id=BOB, items=["de"])
+    await project.web.claim()
+    project.waiting = await project.create("translate", owner_id=BOB, items=["de"])
+    return project
+
+
+def test_every_recipe_has_a_check_and_every_check_a_recipe():
+    assert list(CHECKS) == list(RECIPES)
+    assert all(RECIPES.values())
+
+
+def test_every_block_is_a_recipes_block():
+    text = (ROOT / "sql" / "README.md").read_text(encoding="utf-8")
+    assert text.count("```sql") == sum(len(blocks) for blocks in RECIPES.values()) > 25
+
+
+@pytest.mark.parametrize("title", RECIPES)
+async def test_the_recipe(kitchen, title):
+    await CHECKS[title](Kitchen(kitchen, title), kitchen)
+    assert await kitchen.faults() == []
+
+
+@recipe("How are the queues?")
+async def _(k, project):
+    [row] = await k.cook()
+    assert (row["queue"], row["due"], row["processing"]) == ("default", 1, 1)
+    assert (row["done_last_hour"], row["failed_last_hour"], row["live_workers"]) == (1, 1, 1)
+
+
+@recipe("What is stuck, and why?")
+async def _(k, project):
+    assert await k.cook() == []
+    await project.queue("default", paused=True)
+    [row] = await k.cook()
+    assert (row["reason"], row["count"]) == ("queue_paused", 1)
+    assert "resume_queue" in row["for_example"]
+
+
+@recipe("Why is this one job stuck?")
+async def _(k, project):
+    await project.queue("default", paused=True)
+    [row] = await k.cook(job_id=project.waiting["id"])
+    assert row["reason"] == "queue_paused"
+    assert await k.cook(job_id=project.running["id"]) == []
+
+
+@recipe("Who is working?")
+async def _(k, project):
+    [row] = await k.cook()
+    assert (row["name"], row["alive"], row["held"]) == ("web-1", True, 1)
+
+
+@recipe("What fails?")
+async def _(k, project):
+    [row] = await k.cook()
+    assert (row["kind"], row["code"], row["sample_message"]) == ("translate", "BROKEN", "it broke")
+
+
+@recipe("When did it begin?")
+async def _(k, project):
+    rows = await k.cook()
+    assert sum(row["completed"] for row in rows) == sum(row["failed"] for row in rows) == 1
+
+
+@recipe("What happened to this job?")
+async def _(k, project):
+    job = await project.sql("select id from public.jobs where status = 'failed'")
+    [line] = await k.cook(job_id=job)
+    assert line["message"] == "hello"
+
+
+@recipe("Pause a queue")
+async def _(k, project):
+    await k.cook()
+    assert await project.web.claim() == []
+
+
+@recipe("Resume it")
+async def _(k, project):
+    await project.queue("default", paused=True)
+    await k.cook()
+    assert len(await project.web.claim()) == 1
+
+
+@recipe("Pause and drain everything before a migration")
+async def _(k, project):
+    await project.queue("slow")
+    assert await k.cook(0) == [{"name": "default", "paused": True}, {"name": "slow", "paused": True}]
+    assert await project.web.claim() == []
+    assert await k.cook(1) == [{"still_running": 1}]
+    await project.web.release(await project.job(project.running))
+    assert await k.cook(1) == [{"still_running": 0}]
+    assert await k.cook(2) == [{"name": "default", "paused": False}, {"name": "slow", "paused": False}]
+    assert len(await project.web.claim(2)) == 2
+
+
+@recipe("Take a worker out of service")
+async def _(k, project):
+    assert await k.cook() == [{"name": "web-1", "held": 1}]
+    assert await project.web.claim() == []
+    assert await k.cook(worker=project.web.id) == [{"name": "web-1", "held": 1}]
+
+
+@recipe("Run at most so many at once")
+async def _(k, project):
+    await k.cook()
+    await project.kind("free")
+    for _ in range(10):
+        await project.create("free")
+    worker = await project.worker()
+    assert len(await worker.claim(20)) == 4
+
+
+@recipe("Retry what failed since …")
+async def _(k, project):
+    [first], [second] = await k.cook(0), await k.cook(1)
+    assert (first["retried"], first["next_since"], first["problems"]) == (1, None, [])
+    assert second["retried"] == 0
+    assert await project.sql("select status from public.jobs where retry_of is not null") == "pending"
+
+
+@recipe("Cancel all of a queue")
+async def _(k, project):
+    assert await k.cook() == [{"cancelled": 1, "asked": 1, "remaining": 0}]
+    assert (await project.job(project.waiting))["status"] == "cancelled"
+    assert (await project.web.heartbeat(project.running))["cancel"] == [project.running["id"]]
+
+
+@recipe("Cancel one job")
+async def _(k, project):
+    [row] = await k.cook(job_id=project.waiting["id"])
+    assert row["status"] == "cancelled"
+    assert await project.balance(BOB) == (90, 10, 0)
+
+
+@recipe("Move jobs to another queue")
+async def _(k, project):
+    [row] = await k.cook()
+    assert (row["reason"], row["count"]) == ("no_worker", 1)
+    assert (await project.job(project.waiting))["queue"] == "slow"
+    assert (await project.job(project.running))["queue"] == "default"
+
+
+@recipe("Take jobs from dead workers")
+async def _(k, project):
+    await project.sql(
+        "update public.job_workers set lease_expires_at = processor.now() - interval '1 second'"
+    )
+    assert await k.cook() == [{"rescue_jobs": 1}]
+    assert (await project.job(project.running))["status"] == "pending"
+
+
+@recipe("Give credits")
+async def _(k, project):
+    for _ in range(2):
+        assert await k.cook(owner_id=BOB) == [{"available": 180}]
+
+
+@recipe("Who has and spends what?")
+async def _(k, project):
+    first, second = await k.cook(0)
+    assert (first["owner_id"], first["spent"], second["owner_id"], second["held"]) == (ALICE, 10, BOB, 20)
+    assert await k.cook(1) == [{"owner_id": ALICE, "spent": 10, "jobs": 1}]
+
+
+@recipe("What happened to this owner's credits?")
+async def _(k, project):
+    rows = await k.cook(owner_id=ALICE)
+    assert [row["kind"] for row in rows] == ["capture", "reserve", "release", "reserve", "grant"]
+
+
+@recipe("Undo a wrong grant")
+async def _(k, project):
+    entry = await project.sql(
+        "select id from public.credit_entries where owner_id = $1 and kind = 'grant'", BOB
+    )
+    [row] = await k.cook(entry_id=entry)
+    assert (row["taken"], row["missing"]) == (80, 20)
+    assert await project.balance(BOB) == (0, 20, 0)
+    await project.cancel(project.waiting)
+    [row] = await k.cook(entry_id=entry)
+    assert (row["taken"], row["missing"]) == (10, 10)
+
+
+@recipe("Check the books")
+async def _(k, project):
+    assert await k.cook() == []
+    async with project.connection.transaction():
+        await project.sql("update public.credit_accounts set held = held + 1, available = available - 1")
+        assert await k.cook()
+        await project.sql("update public.credit_accounts set held = held - 1, available = available + 1")
+
+
+@recipe("How long are finished jobs kept?")
+async def _(k, project):
+    await k.cook()
+    [row] = await project.rows("select retain_for, retain_last from public.job_queues")
+    assert row == {"retain_for": timedelta(days=30), "retain_last": 1000}
+
+
+@recipe("Prune")
+async def _(k, project):
+    assert await k.cook() == [{"prune_jobs": 0}]
+    await project.queue("default", retain_last=0, retain_for=timedelta(0))
+    assert await k.cook() == [{"prune_jobs": 2}]
+    assert {row["id"] for row in await project.rows("select id from public.jobs")} == {
+        UUID(project.running["id"]),
+        UUID(project.waiting["id"]),
+    }
+
+
+@recipe("Is the installation in order?")
+async def _(k, project):
+    assert await k.cook() == []
+    await project.sql("alter table public.jobs disable row level security")
+    assert len(await k.cook()) == 1
