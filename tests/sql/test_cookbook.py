@@ -1,12 +1,15 @@
 """Every recipe of the operators' cook-book does what it says."""
 
+# ruff: noqa: RUF001 - the angle quotes mark the placeholders of the cook-book
+
 import re
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, ROOT, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, ROOT, Project, done, failed, fixture
 
 BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -24,7 +27,7 @@ def recipes() -> dict[str, list[list[str]]]:
 
 
 RECIPES = recipes()
-CHECKS = {}
+CHECKS: dict[str, Callable[["Kitchen", Project], Awaitable[None]]] = {}
 
 
 def recipe(title):
@@ -55,7 +58,7 @@ class Kitchen:
 
 @fixture
 async def kitchen(project):
-    """Give a project at the real time, because recipes say now(): two ended jobs, one running, one waiting."""
+    """Give a project with two ended jobs, one that runs and one that waits; recipes need the real time."""
     await project.sql("select set_config('processor.now', '', false)")
     await project.kind("translate", credits_per_item=10)
     for owner in (ALICE, BOB):

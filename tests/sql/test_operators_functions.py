@@ -323,8 +323,10 @@ async def test_the_check_finds_more_taken_back_than_granted(shop, grant):
     await undo(shop, grant)
     await shop.grant(ALICE, 5)
     await shop.connection.execute(f"""
-        insert into public.credit_entries (owner_id, kind, amount, undoes) values ('{ALICE}', 'clawback', 5, {grant});
-        update public.credit_accounts set issued = issued - 5, available = available - 5 where owner_id = '{ALICE}'
+        insert into public.credit_entries (owner_id, kind, amount, undoes)
+        values ('{ALICE}', 'clawback', 5, {grant});
+        update public.credit_accounts set issued = issued - 5, available = available - 5
+        where owner_id = '{ALICE}'
     """)
     assert [fault["problem"] for fault in await shop.faults()] == ["more was taken back than granted"]
 

@@ -102,7 +102,8 @@ async def test_a_job_with_an_open_hold_stays_even_if_it_claims_to_have_ended(old
     await old.queue("default", retain_last=0)
     job = await old.create("translate", owner_id=ALICE, items=["de"])
     await old.sql("""
-        update public.jobs set status = 'failed', finished_at = '2026-01-01', credits_held = 0, credits_refunded = 10
+        update public.jobs
+        set status = 'failed', finished_at = '2026-01-01', credits_held = 0, credits_refunded = 10
     """)
     assert await prune(old) == 0
     assert await left(old) == {job["id"]}
