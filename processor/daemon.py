@@ -46,8 +46,8 @@ class Daemon:
         self._settings = settings
         self._queues = settings.queues or tuple(sorted({h.queue for h in app.handlers.values()}))
         self._kinds = [h for h in app.handlers.values() if h.queue in self._queues]
-        if not self._kinds:
-            raise ConfigError(_nothing_to_do(app, self._queues))
+        if idle := _without_handler(app, self._queues):
+            raise ConfigError(_nothing_to_do(app, idle))
         key = settings.key.get_secret_value()
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
@@ -231,6 +231,12 @@ class Daemon:
             "first_sweep": None if self._worker.looked else "no claim has been answered yet",
             "accepting": "it is stopping" if self._draining or self._stop.is_set() else None,
         }
+
+
+def _without_handler(app: Processor, queues: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the queues that no handler works on; all of nothing is nothing, so an empty app has one too."""
+    served = {handler.queue for handler in app.handlers.values()}
+    return tuple(queue for queue in queues or ("default",) if queue not in served)
 
 
 def _nothing_to_do(app: Processor, queues: tuple[str, ...]) -> str:

@@ -15,6 +15,20 @@ end
 $$;
 comment on function processor.check_size(text, jsonb, int) is 'Raise JQ004 if the JSON text of a value has more than max_bytes.';
 
+create or replace function processor.check_depth(what text, value jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  -- PostgreSQL reads deeper than the workers' and the browsers' JSON parsers do: one such payload would stop them all
+  if jsonb_path_exists(check_depth.value, 'strict $.**{101}') then
+    perform processor.fail('JQ003', format('%s is nested more than 100 levels deep', check_depth.what), '', 'Flatten it.');
+  end if;
+end
+$$;
+comment on function processor.check_depth(text, jsonb) is 'Raise JQ003 if a JSON value is nested more than 100 levels deep.';
+
 create or replace function processor.check_range(what text, value numeric, low numeric, high numeric)
 returns void
 language plpgsql
@@ -66,6 +80,7 @@ begin
       'Split the work into several jobs.');
   end if;
   perform processor.check_size('items', parse_items.items, 4194304);
+  perform processor.check_depth('items', parse_items.items);
 
   select e.value, e.ordinality into bad
   from jsonb_array_elements(parse_items.items) with ordinality e
@@ -136,6 +151,7 @@ begin
       '', 'Wrap it: {"value": …}.');
   end if;
   perform processor.check_size('payload', job.payload, 262144);
+  perform processor.check_depth('payload', job.payload);
   perform processor.check_range('priority', job.priority, -1000, 1000);
   perform processor.check_range('max_attempts', job.max_attempts, 1, 100);
   perform processor.check_range('timeout_seconds', extract(epoch from job.timeout), 1, 604800);

@@ -21,8 +21,12 @@ begin
         from public.job_items i where i.job_id = j.id and i.status = 'pending'
       ), '[]') end,
       'done', case when j.items_done = 0 then '[]' else coalesce((
-        select jsonb_agg(jsonb_build_object('key', i.key, 'position', i.position, 'result', i.result) order by i.position)
-        from public.job_items i where i.job_id = j.id and i.status = 'completed'
+        select jsonb_agg(jsonb_build_object('key', d.key, 'position', d.position,
+          'result', case when d.bytes <= 4194304 then d.result end) order by d.position)
+        from (
+          select i.key, i.position, i.result, sum(octet_length(i.result::text)) over (order by i.position) as bytes
+          from public.job_items i where i.job_id = j.id and i.status = 'completed'
+        ) d
       ), '[]') end
     ) order by j.priority desc, j.run_at, j.id)
     from public.jobs j
@@ -32,7 +36,8 @@ begin
 end
 $$;
 comment on function processor.claimed(uuid[]) is
-  'Jobs as a worker gets them: each with its items that are still to do, and the results of those that earlier attempts did.';
+  'Jobs as a worker gets them: each with its items that are still to do, and the results of those that earlier attempts did, '
+  'up to 4 MiB a job (the rest as null).';
 
 create or replace function public.claim_jobs(worker_id uuid, request_id uuid, queues text[] default null, "limit" int default 1)
 returns jsonb

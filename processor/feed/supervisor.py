@@ -120,7 +120,7 @@ class Feed:
         self._poller.resume()
         run = self._supervise() if self._transport == "postgres_changes" else self._only_poll()
         self._supervisor = asyncio.create_task(run, name="feed-supervisor")
-        self._supervisor.add_done_callback(_say_when_dead)
+        self._supervisor.add_done_callback(self._on_dead)
 
     async def stop(self) -> None:
         """Stop for good, within `close_timeout`: no callback comes after it. A second call does nothing."""
@@ -191,6 +191,8 @@ class Feed:
             if not life.done():
                 life.cancel()
                 await asyncio.wait({life})
+        if life.cancelled():  # by somebody else: our own cancellation has left this function
+            return Ending("crashed", "cancelled from outside")
         if error := life.exception():
             log.error("feed.crashed", incarnation=number, exc_info=error)
             return Ending("crashed", repr(error))
@@ -255,7 +257,9 @@ class Feed:
         except Exception:
             log.exception("feed.callback_failed", callback="wake", reason=reason)
 
-
-def _say_when_dead(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("feed.dead", exc_info=error)
+    def _on_dead(self, task: asyncio.Task[None]) -> None:
+        """Go on by polling, and say so loudly, if supervision ends without having been stopped."""
+        if self._supervisor is not task:
+            return
+        log.critical("feed.dead", exc_info=None if task.cancelled() else task.exception())
+        self._change_mode("polling", "the feed's supervision is dead: restart this worker")

@@ -355,6 +355,26 @@ async def test_a_worker_that_leaves_during_its_claim_orphans_nothing(database):
     assert (again["id"], again["attempt"]) == (job["id"], claimed["attempt"] + 1)
 
 
+async def test_a_claim_brings_what_earlier_attempts_did_up_to_4_mib(project, worker):
+    keys = ["a", "b", "c", "d", "e"]
+    await project.create("echo", items=[*keys, "f"])
+    [job] = await worker.claim()
+    assert job["done"] == []
+    mebibyte = "x" * 1_040_000
+    for key in keys:
+        await worker.finish_items(job, {"key": key, "status": "completed", "result": mebibyte})
+    await worker.release(job)
+
+    [again] = await worker.claim()
+
+    assert [item["key"] for item in again["items"]] == ["f"]
+    assert [(item["key"], item["position"]) for item in again["done"]] == list(
+        zip(keys, range(1, 6), strict=True)
+    )
+    assert [item["result"] == mebibyte for item in again["done"]] == [True, True, True, True, False]
+    assert again["done"][-1]["result"] is None
+
+
 # plans
 
 

@@ -21,6 +21,14 @@ async def kinds(project):
     await project.grant(ALICE, 1000)
 
 
+def nested(levels):
+    """Return an object with so many levels of objects."""
+    value = {}
+    for _ in range(levels):
+        value = {"x": value}
+    return value
+
+
 BAD = {
     "an unknown kind": ({"kind": "nonsense"}, "JQ001", "nonsense"),
     "no kind": ({"kind": None}, "JQ006", "kind is missing"),
@@ -28,6 +36,12 @@ BAD = {
     "an endless kind": ({"kind": "k" * 5000}, "JQ001", "unknown kind"),
     "an unknown queue": ({"queue": "nowhere"}, "JQ002", "nowhere"),
     "an array as payload": ({"payload": [1]}, "JQ003", "array"),
+    "a payload nested too deeply": ({"payload": nested(101)}, "JQ003", "more than 100 levels"),
+    "an item's payload nested too deeply": (
+        {"items": [{"key": "a", "payload": nested(101)}]},
+        "JQ003",
+        "more than 100 levels",
+    ),
     "a string as payload": ({"payload": "text"}, "JQ003", "string"),
     "a number as payload": ({"payload": 5}, "JQ003", "number"),
     "no payload": ({"payload": None}, "JQ003", "null"),
