@@ -5,6 +5,7 @@ returns jsonb
 language plpgsql -- keeps its plan between calls, which is most of what such a function costs
 stable
 set search_path = ''
+set enable_sort = on -- claim_jobs has it off
 as $$
 begin
   return coalesce((
@@ -44,6 +45,7 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set jit = off -- a claim is too short for compiling to pay, whatever the planner's estimate
 set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_claim_idx
 as $$
 #variable_conflict use_column

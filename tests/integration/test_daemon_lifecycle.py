@@ -194,8 +194,14 @@ async def test_jobs_waiting_before_the_start_are_found_by_the_first_look(place: 
 async def test_without_realtime_it_polls(place: Place) -> None:
     async with place.daemon(PROCESSOR_FEED="polling", PROCESSOR_POLL_SECONDS="0.3") as daemon:
         await daemon.event("daemon.ready")
-        job_id = await place.create("greet", {"name": "x"})
-        assert (await daemon.event("job.started", job_id=job_id))["wake"] == "polling"
+        # the first sweep, a heartbeat or the claim after the last job may be quicker, but not every time
+        for _ in range(10):
+            job_id = await place.create("greet", {"name": "x"})
+            await daemon.event("job.finished", job_id=job_id)
+            if daemon.all("job.started", wake="polling"):
+                break
+        assert daemon.all("job.started", wake="polling")
+        assert not daemon.all("feed.mode")
 
 
 @pytest.mark.parametrize("kind", ["deaf", "blocking"])
