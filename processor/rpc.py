@@ -34,7 +34,7 @@ from processor.errors import (
 )
 from processor.job import ItemOutcome, Job, Outcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version of ``sql/`` that this package speaks."""
 
 # every function takes milliseconds: whoever is silent for so long has lost the answer, and is asked again

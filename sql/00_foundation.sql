@@ -8,7 +8,9 @@
 --
 --     pending ──claim──▶ processing ──finish──▶ completed | partial | failed | cancelled
 --        ▲                    │
---        └── retry · snooze · release · rescue
+--        └── retry · snooze · wait · release · rescue
+--
+--   A job may have children, which are jobs too. It waits for them (run_at in the year 9999) until the last one ends.
 --
 -- THE GUARANTEES
 --   * A job is held by at most one worker. A worker holds jobs for as long as its lease (a row of
@@ -20,13 +22,15 @@
 --     returns no row, at any commit.
 --
 -- THE ONE LOCK ORDER
---   queue (by name) → account (by owner_id) → job (by id) → hold → items → worker
---   Whoever needs several rows of a kind locks them in ascending order before changing the first.
+--   creators' turns (advisory) → queue (by name) → account (by owner_id) → job (by id) → hold → lots → items → worker
+--   Whoever needs several rows of a kind locks them in ascending order before changing the first. With a job go its
+--   ancestors (processor.lock_jobs), whom its end concerns. What is taken out of order waits for nobody (skip locked).
 --
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
---   00 foundation · 10 queues and kinds · 20 workers · 30 jobs · 40 credits · 50 create · 55 cancel, retry
---   60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items · 75 finish, release
---   80 operators: credits, checks · 82 views · 84 functions · 86 retention · 90 security · 95 realtime
+--   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits · 45 how a job goes on or ends
+--   50, 52 create · 55 cancel, retry · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items
+--   72 children · 75 finish, release · 80 operators: credits, checks · 82 views · 84 functions · 86 retention
+--   90 security · 95 realtime
 
 do $$
 begin
@@ -59,7 +63,7 @@ language sql
 immutable
 set search_path = ''
 as $$
-  select 1
+  select 2
 $$;
 comment on function processor.schema_version() is
   'The version of this schema. A daemon made for another one refuses to start and says what to run.';
@@ -85,16 +89,25 @@ language sql
 volatile
 set search_path = ''
 as $$
-  -- a random uuid whose first 48 bits are the milliseconds; bits 52 and 53 turn version 4 into 7
+  -- 48 bits of milliseconds, the version, 12 bits of a millisecond's fraction, 62 random bits: what is made later sorts
+  -- later, so jobs made in one call run in the order given, and a child's id is greater than its parent's
   select encode(
-    set_bit(set_bit(
-      substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-        || substring(uuid_send(gen_random_uuid()) from 7),
-      52, 1), 53, 1),
+    int8send(((t.us / 1000) << 16) | 28672 | ((t.us % 1000) * 4096 / 1000)) || substring(uuid_send(gen_random_uuid()) from 9),
     'hex')::uuid
+  from (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us) t
 $$;
 comment on function processor.uuid7() is
-  'A uuid that sorts by time of creation (version 7), on every supported PostgreSQL.';
+  'A uuid that sorts by time of creation, to the microsecond (version 7), on every supported PostgreSQL.';
+
+create or replace function processor.never()
+returns timestamptz
+language sql
+immutable
+set search_path = ''
+as $$
+  select timestamptz '9999-12-31 00:00:00+00' -- not infinity: every client can read it
+$$;
+comment on function processor.never() is 'The run_at of a job that waits for its children and not for a time.';
 
 create or replace function processor.fail(code text, message text, detail text default '', hint text default '')
 returns void
@@ -109,7 +122,19 @@ comment on function processor.fail(text, text, text, text) is
   'Raise one of our own errors. Codes: JQ001 unknown kind, JQ002 unknown queue, JQ003 invalid payload, '
   'JQ004 too large, JQ005 invalid items, JQ006 invalid argument, JQ007 idempotency conflict, '
   'JQ008 job not found, JQ009 wrong state, JQ010 not allowed, JQ011 unknown worker, JQ012 unique_key taken, '
-  'JQ013 schema version mismatch, PT402 insufficient credits (the one that PostgREST must answer with 402).';
+  'JQ013 schema version mismatch, JQ014 too many pending jobs, PT402 insufficient credits (the one that PostgREST must answer with 402).';
+
+create or replace function processor.is_server_trouble(code text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+as $$
+  -- rolled back, out of resources, in use, operator's intervention, system error, internal error
+  select left(code, 2) in ('40', '53', '55', '57', '58', 'XX')
+$$;
+comment on function processor.is_server_trouble(text) is
+  'Whether an SQLSTATE is the server''s trouble of the moment and not the fault of what was asked: the call is to be repeated.';
 
 create or replace function processor.is_client()
 returns boolean

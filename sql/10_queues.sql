@@ -9,12 +9,25 @@ create table if not exists public.job_queues (
   jitter double precision not null default 0.1,
   timeout interval not null default interval '10 minutes',
   created_at timestamptz not null default processor.now(),
+  retain_for interval not null default interval '7 days',
+  retain_last int not null default 100,
+  rate_limit int,
+  rate_period interval not null default interval '1 minute',
+  max_processing_per_owner int,
+  max_pending_per_owner int,
   constraint job_queues_name_is_plain check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
   constraint job_queues_max_processing_is_positive check (max_processing > 0),
   constraint job_queues_max_attempts_is_sane check (max_attempts between 1 and 100),
   constraint job_queues_retry_delays_are_given check (cardinality(retry_delays) between 1 and 100),
   constraint job_queues_jitter_is_a_share check (jitter between 0 and 1),
-  constraint job_queues_timeout_is_sane check (timeout between interval '1 second' and interval '7 days')
+  constraint job_queues_timeout_is_sane check (timeout between interval '1 second' and interval '7 days'),
+  constraint job_queues_retention_is_sane check (
+    retain_for between interval '0' and interval '100 years' and retain_last between 0 and 1000000
+  ),
+  constraint job_queues_rate_is_sane check (
+    rate_limit between 1 and 1000000000 and rate_period between interval '1 second' and interval '1 day'
+  ),
+  constraint job_queues_owner_limits_are_positive check (max_processing_per_owner > 0 and max_pending_per_owner > 0)
 );
 comment on table public.job_queues is
   'One row per queue, made by the first worker that serves it. Operators change it at any time; the next claim obeys.';
@@ -26,6 +39,27 @@ comment on column public.job_queues.retry_delays is 'Waits after the 1st, 2nd, â
 comment on column public.job_queues.jitter is 'Random share of a delay, both ways: 0.1 makes 60 s anything from 54 to 66 s.';
 comment on column public.job_queues.timeout is 'How long one attempt may take.';
 comment on column public.job_queues.created_at is 'When it was made.';
+comment on column public.job_queues.retain_for is 'How long a finished job is kept, at least.';
+comment on column public.job_queues.retain_last is 'How many of the queue''s last finished jobs are kept, however old.';
+comment on column public.job_queues.rate_limit is
+  'How many jobs may start in each rate_period, over all workers, and how many at once after a rest; null: no limit.';
+comment on column public.job_queues.rate_period is 'The time that rate_limit is about.';
+comment on column public.job_queues.max_processing_per_owner is
+  'How many jobs of one owner may run at once; null: no limit, and jobs run in strict order. With a limit owners take turns, so '
+  'that nobody''s 10,000 jobs keep another''s one waiting, and priority orders the jobs of each owner.';
+comment on column public.job_queues.max_pending_per_owner is
+  'How many jobs of one owner may wait; who has so many gets JQ014 from create_job. null: no limit.';
+
+create table if not exists processor.queue_tokens (
+  queue text primary key,
+  tokens double precision not null,
+  counted_at timestamptz not null
+);
+comment on table processor.queue_tokens is
+  'The token buckets of queues with a rate_limit. Not in job_queues, where every change wakes the workers.';
+comment on column processor.queue_tokens.queue is 'The queue.';
+comment on column processor.queue_tokens.tokens is 'How many jobs could start at that moment.';
+comment on column processor.queue_tokens.counted_at is 'The moment.';
 
 create table if not exists public.job_kinds (
   kind text primary key,

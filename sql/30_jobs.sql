@@ -39,6 +39,11 @@ create table if not exists public.jobs (
   unique_key text,
   retry_of uuid,
   tags text[] not null default '{}',
+  parent_id uuid,
+  children_total int not null default 0,
+  children_open int not null default 0,
+  children_failed int not null default 0,
+  on_child_failure text not null default 'continue',
   constraint jobs_status_is_known check (
     status in ('pending', 'processing', 'completed', 'partial', 'failed', 'cancelled')
   ),
@@ -53,6 +58,10 @@ create table if not exists public.jobs (
     items_done >= 0 and items_failed >= 0 and items_done + items_failed <= items_total
   ),
   constraint jobs_completed_means_all_items check (status <> 'completed' or items_done = items_total),
+  constraint jobs_children_add_up check (
+    children_open >= 0 and children_failed >= 0 and children_open + children_failed <= children_total
+  ),
+  constraint jobs_on_child_failure_is_known check (on_child_failure in ('continue', 'fail')),
   constraint jobs_credits_are_not_negative check (credits_held >= 0 and credits_captured >= 0 and credits_refunded >= 0)
 )
 -- progress is written up to twice a second: room on the page keeps those updates off the indexes (HOT)
@@ -60,8 +69,8 @@ with (fillfactor = 80);
 
 -- what is claimed, in the order of claiming
 create index if not exists jobs_claim_idx on public.jobs (queue, priority desc, run_at, id) where status = 'pending';
--- when the next one is due
-create index if not exists jobs_due_idx on public.jobs (queue, run_at) where status = 'pending';
+-- the same for queues in which owners take turns; also counts what an owner has waiting
+create index if not exists jobs_turns_idx on public.jobs (queue, owner_id, priority desc, run_at, id) where status = 'pending';
 -- what runs: by worker for heartbeats and rescue, by queue for max_processing
 create index if not exists jobs_worker_idx on public.jobs (worker_id) where status = 'processing';
 create index if not exists jobs_processing_idx on public.jobs (queue) where status = 'processing';
@@ -71,6 +80,7 @@ create unique index if not exists jobs_idempotency_key_idx on public.jobs (owner
   nulls not distinct where idempotency_key is not null;
 create unique index if not exists jobs_unique_key_idx on public.jobs (owner_id, kind, unique_key)
   nulls not distinct where unique_key is not null and status in ('pending', 'processing');
+create index if not exists jobs_parent_idx on public.jobs (parent_id) where parent_id is not null;
 create unique index if not exists jobs_retry_of_idx on public.jobs (retry_of) where retry_of is not null;
 
 comment on table public.jobs is
@@ -93,7 +103,7 @@ comment on column public.jobs.attempt is 'How many times it was claimed. Only gr
 comment on column public.jobs.failures is 'Failed attempts; at max_attempts it ends. A release, snooze or rescue is not a failure.';
 comment on column public.jobs.crashes is 'How often its worker died with it. The second time ends it: WORKER_CRASHED.';
 comment on column public.jobs.max_attempts is 'How many attempts may fail; from the queue unless create_job says otherwise.';
-comment on column public.jobs.run_at is 'Not before this time.';
+comment on column public.jobs.run_at is 'Not before this time; the year 9999: not before its children have ended.';
 comment on column public.jobs.created_at is 'When it was created.';
 comment on column public.jobs.started_at is 'When the current (or last) attempt was claimed.';
 comment on column public.jobs.finished_at is 'When it ended; null until then.';
@@ -110,10 +120,18 @@ comment on column public.jobs.credits_held is 'Reserved and not yet decided. hel
 comment on column public.jobs.credits_captured is 'Paid for what completed.';
 comment on column public.jobs.credits_refunded is 'Given back when it ended.';
 comment on column public.jobs.idempotency_key is 'create_job with the same key and input returns this job.';
-comment on column public.jobs.input_digest is 'SHA-256 of kind, queue, payload and items: what "the same input" means.';
+comment on column public.jobs.input_digest is
+  'SHA-256 of kind, queue, payload and items, if there is an idempotency_key: what "the same input" means.';
 comment on column public.jobs.unique_key is 'At most one pending or processing job of this owner and kind has it.';
 comment on column public.jobs.retry_of is 'The ended job whose open items this one repeats.';
 comment on column public.jobs.tags is 'Words to find it by: at most 20.';
+comment on column public.jobs.parent_id is 'The job that this one is a part of; it has the same owner.';
+comment on column public.jobs.children_total is 'How many children it has been given.';
+comment on column public.jobs.children_open is 'How many of them have not ended. The last one to end wakes a parent that waits.';
+comment on column public.jobs.children_failed is 'How many of them ended otherwise than completed.';
+comment on column public.jobs.on_child_failure is
+  'continue: the parent looks at what failed when the last child has ended. fail: the first failure ends it, CHILD_FAILED, '
+  'and cancels its other children.';
 
 create table if not exists public.job_items (
   job_id uuid not null references public.jobs (id) on delete cascade,

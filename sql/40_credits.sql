@@ -173,22 +173,26 @@ $$;
 comment on function processor.capture_units(uuid, int[], boolean) is
   'Take the tickets of these units; one taken before costs nothing more. Returns the unit price, 0 without a hold.';
 
-create or replace function processor.lock_accounts(job_ids uuid[])
+create or replace function processor.capture_jobs(job_ids uuid[])
 returns void
-language plpgsql
+language sql
 set search_path = ''
 as $$
-begin
-  perform 1 from public.credit_accounts a
-  where a.owner_id in (
-    select h.owner_id from public.credit_holds h
-    where h.job_id = any (lock_accounts.job_ids) and h.closed_at is null
-  )
-  order by a.owner_id for no key update;
-end
+  insert into public.credit_captures (job_id, unit)
+  select h.job_id, 1 from public.credit_holds h
+  where h.job_id = any (capture_jobs.job_ids) and not h.per_item and h.closed_at is null
+  on conflict do nothing
 $$;
-comment on function processor.lock_accounts(uuid[]) is
-  'Lock the accounts that these jobs'' open holds belong to. Comes before locking the jobs.';
+comment on function processor.capture_jobs(uuid[]) is 'Take the tickets of jobs that complete and are priced per job.';
+
+create or replace function processor.open_holds(holds public.credit_holds[])
+returns void
+language sql
+set search_path = ''
+as $$
+  select processor.open_hold(h.job_id, h.owner_id, h.units, h.unit_price, h.per_item) from unnest(open_holds.holds) h
+$$;
+comment on function processor.open_holds(public.credit_holds[]) is 'stop-gap';
 
 create or replace function processor.settle_holds(job_ids uuid[])
 returns void

@@ -1,33 +1,5 @@
 -- A worker's life: register, heartbeat (which also rescues), deregister.
 
-create or replace function processor.check_name(what text, name text, pattern text)
-returns text
-language plpgsql
-set search_path = ''
-as $$
-begin
-  if check_name.name is null or check_name.name !~ check_name.pattern then
-    perform processor.fail('JQ006', format('%s %s is not a name', check_name.what, coalesce(left(check_name.name, 200), 'null')), '',
-      format('A %s looks like %s', check_name.what, check_name.pattern));
-  end if;
-  return check_name.name;
-end
-$$;
-comment on function processor.check_name(text, text, text) is 'The name, or JQ006 if it does not match the pattern.';
-
-create or replace function processor.check_feed(feed text)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  if check_feed.feed not in ('realtime', 'polling') then
-    perform processor.fail('JQ006', format('feed %s is not realtime or polling', left(check_feed.feed, 100)));
-  end if;
-end
-$$;
-comment on function processor.check_feed(text) is 'Raise JQ006 if a worker''s feed is neither realtime nor polling; null passes.';
-
 create or replace function processor.declare_kind(kind jsonb)
 returns void
 language plpgsql
@@ -137,34 +109,6 @@ $$;
 comment on function public.register_worker(jsonb) is
   'Enter a worker and its handlers'' declarations. The worker chooses its id (a uuid), so asking twice is harmless.';
 
-create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
-returns timestamptz
-language plpgsql -- keeps its plan between calls
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    select min(due.run_at)
-    from public.job_queues q
-    cross join lateral (
-      select j.run_at from public.jobs j
-      where j.queue = q.name and j.status = 'pending' and j.kind = any (worker.kinds)
-      order by j.run_at
-      limit 1
-    ) due
-    where q.name = any (coalesce(next_due_at.queues, worker.queues))
-      and not q.paused
-      and not worker.draining
-      and (q.max_processing is null or q.max_processing > (
-        select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing'
-      ))
-  );
-end
-$$;
-comment on function processor.next_due_at(public.job_workers, text[]) is
-  'When this worker''s next claim makes sense: the past means now, null means nothing is pending for it.';
-
 create or replace function processor.rescue_jobs(max_jobs int default 100)
 returns int
 language plpgsql
@@ -174,9 +118,8 @@ as $$
 declare
   moment constant timestamptz := processor.now();
   seen uuid[];
+  concerned uuid[];
   ids uuid[];
-  ended uuid[] := '{}';
-  job public.jobs;
 begin
   -- the usual case: no lease is over, one look at what runs; a worker whose row is gone is lost too
   select array_agg(c.id) into seen from (
@@ -192,29 +135,43 @@ begin
     return 0;
   end if;
 
-  -- LOCK: accounts, then jobs; a job that somebody else has in hand is left to the next heartbeat
-  perform processor.lock_accounts(seen);
+  -- LOCK: accounts, then jobs with their ancestors; one that somebody else has in hand is left to the next heartbeat
+  perform 1 from public.credit_accounts a
+  where a.owner_id in (select j.owner_id from public.jobs j where j.id = any (seen))
+  order by a.owner_id for no key update;
+  with recursive family as (
+    select j.id, j.parent_id from public.jobs j where j.id = any (seen)
+    union
+    select p.id, p.parent_id from family f join public.jobs p on p.id = f.parent_id
+  )
+  select array_agg(f.id) into concerned from family f;
   select array_agg(l.id) into ids from (
-    select j.id from public.jobs j
-    left join public.job_workers w on w.id = j.worker_id
-    where j.id = any (seen) and j.status = 'processing' and (w.id is null or w.lease_expires_at < moment)
-    order by j.id for no key update of j skip locked
+    select j.id from public.jobs j where j.id = any (concerned) order by j.id for no key update skip locked
   ) l;
-  for job in select * from public.jobs j where j.id = any (ids) order by j.id loop
-    perform processor.note_error(job.id, 'LEASE_LOST', format('worker %s stopped renewing its lease', job.worker_id));
-    if job.cancel_requested_at is not null then
-      perform processor.end_job(job.id, 'cancelled', null, 'CANCELLED', 'cancelled while its worker was lost');
-      ended := ended || job.id;
-    elsif job.crashes >= 1 then
-      perform processor.end_job(job.id, case when job.items_done > 0 then 'partial' else 'failed' end, null,
-        'WORKER_CRASHED', 'its worker was lost twice while running it');
-      ended := ended || job.id;
-    else
-      perform processor.requeue_job(job.id, processor.now());
-      update public.jobs j set crashes = j.crashes + 1 where j.id = job.id;
-    end if;
-  end loop;
-  perform processor.settle_holds(ended);
+  select array_agg(j.id) into ids
+  from public.jobs j
+  left join public.job_workers w on w.id = j.worker_id
+  where j.id = any (ids) and j.id = any (seen) and j.status = 'processing' and (w.id is null or w.lease_expires_at < moment)
+    and (j.parent_id is null or cardinality(ids) = cardinality(concerned));
+
+  perform processor.conclude(array(
+    select row(j.id,
+      case when j.cancel_requested_at is not null then 'cancelled'
+        when j.crashes = 0 then 'pending'
+        when j.items_done > 0 then 'partial'
+        else 'failed' end,
+      case when j.cancel_requested_at is null and j.crashes = 0 then moment end,
+      null,
+      case when j.cancel_requested_at is not null then 'CANCELLED' when j.crashes > 0 then 'WORKER_CRASHED' end,
+      case when j.cancel_requested_at is not null then 'cancelled while its worker was lost'
+        when j.crashes > 0 then 'its worker was lost twice while running it' end,
+      null,
+      jsonb_build_object('code', 'LEASE_LOST', 'message', format('worker %s stopped renewing its lease', j.worker_id)),
+      false,
+      j.cancel_requested_at is null and j.crashes = 0
+    )::processor.verdict
+    from public.jobs j where j.id = any (ids) order by j.id
+  ));
   return coalesce(cardinality(ids), 0);
 end
 $$;

@@ -208,7 +208,7 @@ begin
       begin -- one bad element spoils no other
         perform processor.finish_held_items(r.id, r.report -> 'items');
       exception when others then
-        if left(sqlstate, 2) in ('40', '53', '55', '57', '58', 'XX') then
+        if processor.is_server_trouble(sqlstate) then
           raise; -- the server's trouble, not this element's: the batch is to be repeated
         end if;
         problem := left(sqlstate || ': ' || sqlerrm, 500);

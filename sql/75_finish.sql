@@ -1,6 +1,6 @@
 -- The end of an attempt: finished, or given back.
 
-create or replace function processor.retry_delay(job public.jobs)
+create or replace function processor.retry_delay(queue text, failures int)
 returns interval
 language sql
 volatile
@@ -8,134 +8,195 @@ set search_path = ''
 as $$
   -- a queue that is gone, or a delay of null, must not keep the job from ending its attempt
   select coalesce((
-    select q.retry_delays[least(job.failures + 1, cardinality(q.retry_delays))] * (1 + q.jitter * (2 * random() - 1))
-    from public.job_queues q where q.name = job.queue
+    select q.retry_delays[least(retry_delay.failures, cardinality(q.retry_delays))] * (1 + q.jitter * (2 * random() - 1))
+    from public.job_queues q where q.name = retry_delay.queue
   ), interval '1 minute')
 $$;
-comment on function processor.retry_delay(public.jobs) is
-  'How long a job waits after its next failure: the queue''s nth delay (the last one repeats), give or take the jitter.';
+comment on function processor.retry_delay(text, int) is
+  'How long a job waits after its nth failure: the queue''s nth delay (the last one repeats), give or take the jitter.';
 
-create or replace function processor.finish_held_job(job_id uuid, report jsonb)
-returns void
+create or replace function processor.decide(job_id uuid, report jsonb)
+returns processor.verdict
 language plpgsql
 set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-  outcome constant text := finish_held_job.report ->> 'outcome';
-  delay constant double precision := (finish_held_job.report ->> 'delay_seconds')::double precision;
-  result constant jsonb := nullif(finish_held_job.report -> 'result', 'null');
-  code text := finish_held_job.report ->> 'error_code';
-  message text := finish_held_job.report ->> 'error_message';
-  job public.jobs;
+  outcome constant text := decide.report ->> 'outcome';
+  delay constant double precision := (decide.report ->> 'delay_seconds')::double precision;
+  verdict processor.verdict;
+  j record;
   retryable boolean;
 begin
-  -- LOCK: the caller holds account and job; it settles the holds of those that ended
-  select * into job from public.jobs j where j.id = finish_held_job.job_id;
-  if coalesce(outcome, '') not in ('done', 'fail', 'retry', 'snooze', 'cancelled') then
-    perform processor.fail('JQ006', format('outcome %s is not one of done, fail, retry, snooze, cancelled', left(outcome, 100)));
+  if coalesce(outcome, '') not in ('done', 'fail', 'retry', 'snooze', 'cancelled', 'wait') then
+    perform processor.fail('JQ006', format('outcome %s is not one of done, fail, retry, snooze, cancelled, wait', left(outcome, 100)));
   end if;
   perform processor.check_range('delay_seconds', delay::numeric, 0, 31536000);
-  perform processor.check_size('the result', result, 1048576);
+  perform processor.check_size('the result', nullif(decide.report -> 'result', 'null'), 1048576);
+  -- the columns by name: the whole row would bring its payload
+  select x.queue, x.failures, x.max_attempts, x.items_total, x.items_done, x.cancel_requested_at is not null as cancelled,
+    x.children_total, x.children_open, x.children_failed, x.on_child_failure
+  into j
+  from public.jobs x where x.id = decide.job_id;
 
-  if outcome = 'done' and job.items_done = job.items_total then
-    perform processor.capture_units(job.id, array[1], per_item => false);
-    perform processor.end_job(job.id, 'completed', result);
-    return;
-  elsif outcome = 'cancelled' or (job.cancel_requested_at is not null and outcome in ('retry', 'snooze')) then
-    perform processor.end_job(job.id, 'cancelled', null, coalesce(code, 'CANCELLED'), coalesce(message, 'cancelled while it ran'));
-    return;
-  elsif outcome = 'snooze' then
-    if delay is null then
+  verdict := processor.ending(decide.job_id, 'cancelled', decide.report ->> 'error_code', decide.report ->> 'error_message');
+  if outcome = 'done' and j.items_done = j.items_total then
+    verdict.status := 'completed';
+    verdict.result := nullif(decide.report -> 'result', 'null');
+    verdict.error_code := null;
+    verdict.error_message := null;
+    return verdict;
+  elsif outcome = 'cancelled' or (j.cancelled and outcome in ('retry', 'snooze', 'wait')) then
+    verdict.error_code := coalesce(verdict.error_code, 'CANCELLED');
+    verdict.error_message := coalesce(verdict.error_message, 'cancelled while it ran');
+    return verdict;
+  elsif outcome = 'snooze' or (outcome = 'wait' and (j.children_failed = 0 or j.on_child_failure = 'continue')) then
+    if outcome = 'snooze' and delay is null then
       perform processor.fail('JQ006', 'a snooze needs delay_seconds');
+    elsif outcome = 'wait' and j.children_total = 0 then
+      perform processor.fail('JQ006', 'there are no children to wait for', '', 'Call spawn_jobs first.');
     end if;
-    perform processor.requeue_job(job.id, processor.now() + make_interval(secs => delay));
-    update public.jobs j set progress_message = coalesce(finish_held_job.report ->> 'message', j.progress_message) where j.id = job.id;
-    return;
+    verdict := processor.requeueing(decide.job_id, case
+      when outcome = 'snooze' then processor.now() + make_interval(secs => delay)
+      when j.children_open > 0 then processor.never()
+      else processor.now() end);
+    verdict.progress_message := decide.report ->> 'message';
+    return verdict;
   end if;
 
   -- a failure; "done" with open items is one too, worth another attempt if one of them is
   retryable := case outcome
     when 'done' then exists (
       select from public.job_items i
-      where i.job_id = job.id and (i.status = 'pending' or (i.status = 'failed' and i.error_retryable))
+      where i.job_id = decide.job_id and (i.status = 'pending' or (i.status = 'failed' and i.error_retryable))
     )
-    when 'retry' then coalesce((finish_held_job.report ->> 'error_retryable')::boolean, true)
+    when 'retry' then coalesce((decide.report ->> 'error_retryable')::boolean, true)
     else false
   end;
   if outcome = 'done' then
-    code := 'ITEMS_FAILED';
-    message := format('%s of %s items did not complete', job.items_total - job.items_done, job.items_total);
+    verdict.error_code := 'ITEMS_FAILED';
+    verdict.error_message := format('%s of %s items did not complete', j.items_total - j.items_done, j.items_total);
+  elsif outcome = 'wait' then
+    verdict.error_code := 'CHILD_FAILED';
+    verdict.error_message := format('%s of %s children did not complete', j.children_failed, j.children_total);
   end if;
-  code := coalesce(code, 'HANDLER_CRASHED');
-  perform processor.note_error(job.id, code, message);
-
-  if retryable and job.cancel_requested_at is null and job.failures + 1 < job.max_attempts then
-    perform processor.requeue_job(job.id,
-      processor.now() + coalesce(make_interval(secs => delay), processor.retry_delay(job)));
-    update public.jobs j
-    set failures = j.failures + 1, error_code = code, error_message = left(message, 2000), error_retryable = true
-    where j.id = job.id;
-  elsif retryable and job.cancel_requested_at is not null then
-    perform processor.end_job(job.id, 'cancelled', null, 'CANCELLED', 'cancelled while it ran');
+  verdict.error_code := coalesce(verdict.error_code, 'HANDLER_CRASHED');
+  verdict.note := jsonb_build_object('code', verdict.error_code, 'message', verdict.error_message);
+  if retryable and j.cancelled then
+    verdict.error_code := 'CANCELLED';
+    verdict.error_message := 'cancelled while it ran';
+    return verdict;
+  end if;
+  verdict.failed := true;
+  if retryable and j.failures + 1 < j.max_attempts then
+    verdict.status := 'pending';
+    verdict.run_at := processor.now() + coalesce(make_interval(secs => delay), processor.retry_delay(j.queue, j.failures + 1));
   else
-    update public.jobs j set failures = j.failures + 1 where j.id = job.id;
-    perform processor.end_job(job.id, case when job.items_done > 0 then 'partial' else 'failed' end,
-      result, code, message);
+    verdict.status := case when j.items_done > 0 then 'partial' else 'failed' end;
+    verdict.result := nullif(decide.report -> 'result', 'null');
   end if;
+  return verdict;
 end
 $$;
-comment on function processor.finish_held_job(uuid, jsonb) is
-  'Decide what the end of an attempt means for a job that is locked and held: completed, partial, failed, cancelled, or pending again.';
+comment on function processor.decide(uuid, jsonb) is
+  'The verdict on a job that is locked and held, from the worker''s report of how the attempt ended.';
 
-create or replace function public.finish_jobs(worker_id uuid, results jsonb)
-returns jsonb
+create or replace function processor.finish_batch(worker_id uuid, results jsonb)
+returns table (id uuid, status text, run_at timestamptz, stale boolean, error text)
 language plpgsql
-security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  places int[];
+  ids uuid[];
+  reports jsonb[];
+  verdicts processor.verdict[];
+begin
+  -- THE FENCE: still running, by this worker, in this attempt; of several reports about a job the first counts
+  select array_agg(h.place), array_agg(h.id), array_agg(h.report) into places, ids, reports
+  from (
+    select distinct on (j.id) r.ordinality as place, j.id, r.value as report
+    from jsonb_array_elements(finish_batch.results) with ordinality r
+    join public.jobs j on j.id = (r.value ->> 'id')::uuid
+    where j.status = 'processing' and j.worker_id = finish_batch.worker_id and j.attempt = (r.value ->> 'attempt')::int
+    order by j.id, r.ordinality
+  ) h;
+  perform processor.finish_held_items(u.id, u.report -> 'items')
+  from unnest(ids, reports) u (id, report) where u.report ? 'items';
+
+  select array_agg(case
+    -- by far the most frequent report needs no look at anything else
+    when u.report ->> 'outcome' = 'done' and not u.report ?| array['result', 'delay_seconds'] and j.items_done = j.items_total
+    then row(u.id, 'completed', null, null, null, null, null, null, false, false)::processor.verdict
+    else processor.decide(u.id, u.report) end) into verdicts
+  from unnest(ids, reports) u (id, report) join public.jobs j on j.id = u.id;
+  perform processor.conclude(verdicts);
+
+  return query
+  select (r.value ->> 'id')::uuid, j.status, j.run_at, p.place is null, null::text
+  from jsonb_array_elements(finish_batch.results) with ordinality r
+  left join public.jobs j on j.id = (r.value ->> 'id')::uuid
+  left join unnest(places) p (place) on p.place = r.ordinality
+  order by r.ordinality;
+end
+$$;
+comment on function processor.finish_batch(uuid, jsonb) is
+  'Carry out reports of jobs that are locked, all or none, and answer in the order given.';
+
+create or replace function processor.finish_singly(worker_id uuid, results jsonb)
+returns table (id uuid, status text, run_at timestamptz, stale boolean, error text)
+language plpgsql
 set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   r record;
-  answers jsonb := '[]';
-  problem text;
-  held boolean;
-  now_is public.jobs;
+begin
+  for r in select x.value as report from jsonb_array_elements(finish_singly.results) with ordinality x order by x.ordinality loop
+    begin
+      return query select * from processor.finish_batch(finish_singly.worker_id, jsonb_build_array(r.report));
+    exception when others then
+      if processor.is_server_trouble(sqlstate) then
+        raise; -- not the fault of this one: all are to be repeated
+      end if;
+      select j.id, j.status, j.run_at, false, left(sqlstate || ': ' || sqlerrm, 500) into id, status, run_at, stale, error
+      from public.jobs j where j.id = (r.report ->> 'id')::uuid;
+      return next;
+    end;
+  end loop;
+end
+$$;
+comment on function processor.finish_singly(uuid, jsonb) is
+  'Carry out reports of jobs that are locked, each by itself: one that cannot be taken is answered with its error and spoils no other.';
+
+create or replace function public.finish_jobs(worker_id uuid, results jsonb)
+returns json
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
 begin
   if jsonb_typeof(finish_jobs.results) is distinct from 'array' then
     perform processor.fail('JQ006', 'results must be an array of objects with "id", "attempt" and "outcome"');
   end if;
-  -- LOCK: accounts, then jobs; each account is changed once, at the end
-  perform processor.lock_accounts(array(select (x ->> 'id')::uuid from jsonb_array_elements(finish_jobs.results) x));
-  for r in select * from processor.lock_held_jobs(finish_jobs.worker_id, finish_jobs.results) loop
-    problem := null;
-    -- a job that stands in the batch twice is ended by the first report; the second is as stale as a later one
-    held := r.held and exists (select from public.jobs j where j.id = r.id and j.status = 'processing');
-    if held then
-      begin -- one bad element spoils no other
-        perform processor.finish_held_items(r.id, r.report -> 'items');
-        perform processor.finish_held_job(r.id, r.report);
-      exception when others then
-        if left(sqlstate, 2) in ('40', '53', '55', '57', '58', 'XX') then
-          raise; -- the server's trouble, not this element's: the batch is to be repeated
-        end if;
-        problem := left(sqlstate || ': ' || sqlerrm, 500);
-      end;
+  -- LOCK: accounts, then jobs with their ancestors
+  perform processor.lock_jobs(array(select (x ->> 'id')::uuid from jsonb_array_elements(finish_jobs.results) x));
+  begin
+    return (select coalesce(json_agg(f), '[]') from processor.finish_batch(finish_jobs.worker_id, finish_jobs.results) f);
+  exception when others then
+    if processor.is_server_trouble(sqlstate) then
+      raise;
     end if;
-    select * into now_is from public.jobs j where j.id = r.id;
-    answers := answers || jsonb_build_object(
-      'id', r.id, 'status', now_is.status, 'run_at', now_is.run_at, 'stale', not held, 'error', problem);
-  end loop;
-  perform processor.settle_holds(array(
-    select j.id from public.jobs j
-    where j.id in (select (x ->> 'id')::uuid from jsonb_array_elements(finish_jobs.results) x) and j.finished_at is not null
-  ));
-  return answers;
+  end;
+  -- one of them cannot be taken
+  return (select json_agg(f) from processor.finish_singly(finish_jobs.worker_id, finish_jobs.results) f);
 end
 $$;
 comment on function public.finish_jobs(uuid, jsonb) is
   'Report how attempts ended, in a batch: each element is decided on its own, credits included, and answered in the order given. '
-  'A late or repeated report is stale and changes nothing.';
+  'Outcomes: done, fail, retry, snooze, cancelled, or wait (for its children). A late or repeated report is stale and changes nothing.';
 
 create or replace function public.release_jobs(worker_id uuid, jobs jsonb)
 returns jsonb
@@ -145,28 +206,32 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-  r record;
-  held boolean;
-  ended uuid[] := '{}';
-  answers jsonb := '[]';
+  moment constant timestamptz := processor.now();
+  places int[];
+  held uuid[];
 begin
   if jsonb_typeof(release_jobs.jobs) is distinct from 'array' then
     perform processor.fail('JQ006', 'jobs must be an array of objects with "id" and "attempt"');
   end if;
-  -- LOCK: accounts, then jobs
-  perform processor.lock_accounts(array(select (x ->> 'id')::uuid from jsonb_array_elements(release_jobs.jobs) x));
-  for r in select * from processor.lock_held_jobs(release_jobs.worker_id, release_jobs.jobs) loop
-    held := r.held and exists (select from public.jobs j where j.id = r.id and j.status = 'processing');
-    if held and r.cancel then
-      perform processor.end_job(r.id, 'cancelled', null, 'CANCELLED', 'cancelled while it ran');
-      ended := ended || r.id;
-    elsif held then
-      perform processor.requeue_job(r.id, processor.now());
-    end if;
-    answers := answers || jsonb_build_object('id', r.id, 'stale', not held);
-  end loop;
-  perform processor.settle_holds(ended);
-  return answers;
+  -- LOCK: accounts, then jobs with their ancestors
+  perform processor.lock_jobs(array(select (x ->> 'id')::uuid from jsonb_array_elements(release_jobs.jobs) x));
+  select array_agg(h.place), array_agg(h.id) into places, held
+  from (
+    select distinct on (x.id) x.ordinality as place, x.id
+    from processor.lock_held_jobs(release_jobs.worker_id, release_jobs.jobs) with ordinality x
+    where x.held
+    order by x.id, x.ordinality
+  ) h;
+  perform processor.conclude(array(
+    select case when j.cancel_requested_at is not null then processor.ending(j.id, 'cancelled', 'CANCELLED', 'cancelled while it ran')
+      else processor.requeueing(j.id, moment) end
+    from public.jobs j where j.id = any (held) order by j.id
+  ));
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('id', r.value -> 'id', 'stale', p.place is null) order by r.ordinality), '[]')
+    from jsonb_array_elements(release_jobs.jobs) with ordinality r
+    left join unnest(places) p (place) on p.place = r.ordinality
+  );
 end
 $$;
 comment on function public.release_jobs(uuid, jsonb) is

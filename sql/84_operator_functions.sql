@@ -155,23 +155,16 @@ begin
     limit cancel_queue.max_jobs
   ) b;
   -- LOCK: accounts, then jobs, by id; then workers, by id
-  perform processor.lock_accounts(seen);
-  perform 1 from public.jobs j where j.id = any (seen) order by j.id for no key update;
+  perform processor.lock_jobs(seen);
   -- while waiting some were claimed, moved or ended: what they are now decides
   select coalesce(array_agg(j.id order by j.id) filter (where j.status = 'pending'), '{}'),
     coalesce(array_agg(j.id order by j.id) filter (where j.status = 'processing' and j.cancel_requested_at is null), '{}')
   into ended, told
   from public.jobs j where j.id = any (seen) and j.queue = cancel_queue.name;
-
-  perform processor.end_job(e, 'cancelled', null, 'CANCELLED', 'cancelled with its queue before it started')
-  from unnest(ended) e;
-  perform processor.settle_holds(ended);
-  update public.jobs j set cancel_requested_at = processor.now(), updated_at = processor.now() where j.id = any (told);
-  perform 1 from public.job_workers w
-  where w.id in (select j.worker_id from public.jobs j where j.id = any (told))
-  order by w.id for no key update;
-  update public.job_workers w set inbox = w.inbox + 1
-  where w.id in (select j.worker_id from public.jobs j where j.id = any (told));
+  perform processor.conclude(array(
+    select processor.ending(e, 'cancelled', 'CANCELLED', 'cancelled with its queue before it started') from unnest(ended) e
+  ));
+  perform processor.request_cancel(told);
 
   cancelled := cardinality(ended);
   asked := cardinality(told);

@@ -1,20 +1,5 @@
 -- Retention: finished jobs go when they are old AND many newer ones have finished in their queue.
 
-alter table public.job_queues
-  add column if not exists retain_for interval not null default interval '7 days',
-  add column if not exists retain_last int not null default 100;
-do $$
-begin
-  if not exists (select from pg_catalog.pg_constraint where conname = 'job_queues_retention_is_sane') then
-    alter table public.job_queues add constraint job_queues_retention_is_sane check (
-      retain_for between interval '0' and interval '100 years' and retain_last between 0 and 1000000
-    );
-  end if;
-end
-$$;
-comment on column public.job_queues.retain_for is 'How long a finished job is kept, at least.';
-comment on column public.job_queues.retain_last is 'How many of the queue''s last finished jobs are kept, however old.';
-
 create or replace function processor.prune_jobs(batch int default 1000)
 returns int
 language plpgsql

@@ -26,8 +26,8 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
     where p.pronamespace = 'processor'::regnamespace
       or (p.pronamespace = 'public'::regnamespace and p.proname in (
-        'create_job', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
-        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'deregister_worker',
+        'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
+        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
         'prune_jobs'))
   loop
     execute format('revoke execute on function %s from public, anon, authenticated, service_role, job_processor', f);
@@ -47,7 +47,8 @@ grant select on public.jobs, public.job_queues, public.job_workers to job_proces
 grant execute on function processor.now() to service_role;
 -- functions: clients
 grant execute on function
-  public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[]),
+  public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[], numeric, text, uuid, jsonb, text),
+  public.create_jobs(jsonb),
   public.cancel_job(uuid),
   public.retry_job(uuid)
 to authenticated, service_role;
@@ -61,6 +62,7 @@ grant execute on function
   public.finish_items(uuid, jsonb),
   public.finish_jobs(uuid, jsonb),
   public.release_jobs(uuid, jsonb),
+  public.spawn_jobs(uuid, jsonb, jsonb, text),
   public.deregister_worker(uuid),
   public.prune_jobs(int)
 to service_role, job_processor;

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from processor.rpc import SCHEMA_VERSION
 from tests.faults import FaultProxy
 from tests.feed_observer import FAST, ObservedFeed
 
@@ -44,7 +45,7 @@ class Api:
                 "slots": 1,
                 "lease_seconds": 90,
                 "kinds": [kind],
-                "schema_version": 1,
+                "schema_version": SCHEMA_VERSION,
             },
         )
 

@@ -15,6 +15,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from processor.rpc import SCHEMA_VERSION
+
 ROOT = Path(__file__).parents[2]
 SQL_FILES = sorted((ROOT / "sql").glob("*.sql"))
 BOOTSTRAP = ROOT / "processor" / "local" / "bootstrap.sql"
@@ -179,7 +181,7 @@ class Project:
         declared = {
             "id": str(uuid4()),
             "name": "test",
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "queues": queues,
             "kinds": [],
             "slots": 100,

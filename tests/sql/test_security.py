@@ -5,7 +5,7 @@ import pytest
 from tests.sql.harness import ALICE, BOB, BOOTSTRAP, NOON, SQL_FILES, TABLES, Project, connect, done, fixture
 
 LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
-CLIENT_FUNCTIONS = {"create_job", "cancel_job", "retry_job"}
+CLIENT_FUNCTIONS = {"create_job", "create_jobs", "cancel_job", "retry_job"}
 WORKER_FUNCTIONS = {
     "register_worker",
     "heartbeat_worker",
@@ -15,6 +15,7 @@ WORKER_FUNCTIONS = {
     "finish_items",
     "finish_jobs",
     "release_jobs",
+    "spawn_jobs",
     "deregister_worker",
     "prune_jobs",
 }
@@ -165,7 +166,7 @@ async def test_a_worker_role_does_a_whole_job(project):
         async with project.acting("job_processor", api=True):
             names = ", ".join(f'"{name}" => ${n}' for n, name in enumerate(arguments, 2))
             return await project.sql(
-                f"select public.{function}(worker_id => $1, {names})", worker.id, *arguments.values()
+                f"select to_jsonb(public.{function}(worker_id => $1, {names}))", worker.id, *arguments.values()
             )
 
     await call("heartbeat_worker", running=[])

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from processor.rpc import SCHEMA_VERSION
 from tests.sql.harness import ALICE, NOON, Worker, connect, done, fixture
 
 
@@ -85,9 +86,9 @@ async def test_registering_twice_changes_nothing_but_the_lease(project):
     assert after[1] == before[1]
 
 
-@pytest.mark.parametrize("version", [0, 2, None])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, None])
 async def test_another_schema_version_is_refused(project, version):
-    async with project.refused("JQ013", "schema version 1", "none" if version is None else str(version)):
+    async with project.refused("JQ013", f"schema version {SCHEMA_VERSION}", "none" if version is None else str(version)):
         await project.worker(schema_version=version, kinds=[declared()])
 
 
@@ -401,7 +402,7 @@ async def test_time_cannot_be_set_by_an_api_session(database):
         await api.execute("set processor.now = '2000-01-01'; set role service_role")
         worker = {
             "id": str(uuid4()),
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "slots": 1,
             "lease_seconds": 90,
             "queues": [],

@@ -1,0 +1,155 @@
+-- Checks of what is asked: bad input gets a clear error and changes nothing.
+
+create or replace function processor.check_size(what text, value jsonb, max_bytes int)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if octet_length(check_size.value::text) > check_size.max_bytes then
+    perform processor.fail('JQ004',
+      format('%s is too large: %s bytes, at most %s', check_size.what, octet_length(check_size.value::text), check_size.max_bytes),
+      '', 'Put large data into Storage and the path into the payload.');
+  end if;
+end
+$$;
+comment on function processor.check_size(text, jsonb, int) is 'Raise JQ004 if the JSON text of a value has more than max_bytes.';
+
+create or replace function processor.check_depth(what text, value jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  -- PostgreSQL reads deeper than the workers' and the browsers' JSON parsers do: one such payload would stop them all
+  if jsonb_path_exists(check_depth.value, 'strict $.**{101}') then
+    perform processor.fail('JQ003', format('%s is nested more than 100 levels deep', check_depth.what), '', 'Flatten it.');
+  end if;
+end
+$$;
+comment on function processor.check_depth(text, jsonb) is 'Raise JQ003 if a JSON value is nested more than 100 levels deep.';
+
+create or replace function processor.check_range(what text, value numeric, low numeric, high numeric)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_range.value not between check_range.low and check_range.high then
+    perform processor.fail('JQ006',
+      format('%s is %s, but must be between %s and %s', check_range.what, check_range.value, check_range.low, check_range.high));
+  end if;
+end
+$$;
+comment on function processor.check_range(text, numeric, numeric, numeric) is 'Raise JQ006 if a number is out of its range; null passes.';
+
+create or replace function processor.check_text(what text, value text, max_length int)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if length(check_text.value) not between 1 and check_text.max_length then
+    perform processor.fail('JQ006',
+      format('%s has %s characters, but must have 1 to %s', check_text.what, length(check_text.value), check_text.max_length));
+  end if;
+end
+$$;
+comment on function processor.check_text(text, text, int) is 'Raise JQ006 if a text is empty or too long; null passes.';
+
+create or replace function processor.check_name(what text, name text, pattern text)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_name.name is null or check_name.name !~ check_name.pattern then
+    perform processor.fail('JQ006', format('%s %s is not a name', check_name.what, coalesce(left(check_name.name, 200), 'null')), '',
+      format('A %s looks like %s', check_name.what, check_name.pattern));
+  end if;
+  return check_name.name;
+end
+$$;
+comment on function processor.check_name(text, text, text) is 'The name, or JQ006 if it does not match the pattern.';
+
+create or replace function processor.check_feed(feed text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_feed.feed not in ('realtime', 'polling') then
+    perform processor.fail('JQ006', format('feed %s is not realtime or polling', left(check_feed.feed, 100)));
+  end if;
+end
+$$;
+comment on function processor.check_feed(text) is 'Raise JQ006 if a worker''s feed is neither realtime nor polling; null passes.';
+
+create or replace function processor.check_choice(what text, value text, choices text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if check_choice.value <> all (check_choice.choices) then
+    perform processor.fail('JQ006', format('%s is %s, but must be one of %s',
+      check_choice.what, left(check_choice.value, 100), array_to_string(check_choice.choices, ', ')));
+  end if;
+end
+$$;
+comment on function processor.check_choice(text, text, text[]) is 'Raise JQ006 if a text is not one of the choices; null passes.';
+
+create or replace function processor.check_tags(tags text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  perform processor.check_range('the number of tags', cardinality(check_tags.tags), 0, 20);
+  -- a worker reads tags as a list of texts: anything else would spoil the claim it comes with
+  if array_ndims(check_tags.tags) > 1 or exists (select from unnest(check_tags.tags) t where t is null) then
+    perform processor.fail('JQ006', 'tags must be a plain list of texts, without null');
+  end if;
+  perform processor.check_text('a tag', t, 100) from unnest(check_tags.tags) t;
+end
+$$;
+comment on function processor.check_tags(text[]) is 'Raise JQ006 if tags are not at most 20 texts of at most 100 characters.';
+
+create or replace function processor.check_elements(jobs jsonb, internal boolean)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  known constant text[] := array['kind', 'payload', 'items', 'queue', 'priority', 'run_at', 'delay_seconds', 'idempotency_key',
+    'unique_key', 'on_conflict', 'owner_id', 'max_attempts', 'timeout_seconds', 'tags', 'parent_id', 'children', 'on_child_failure'];
+  bad record;
+begin
+  if jsonb_typeof(check_elements.jobs) is distinct from 'array' then
+    perform processor.fail('JQ006', 'jobs must be an array of objects', '', 'Give [{"kind": "…", "payload": {…}}, …].');
+  end if;
+  perform processor.check_range('the number of jobs', jsonb_array_length(check_elements.jobs), 0, 10000);
+  select e.ordinality, jsonb_typeof(e.value) as type,
+    (select u from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) u
+     where u <> all (known) and not (check_elements.internal and u = 'retry_of') limit 1) as key
+  into bad
+  from jsonb_array_elements(check_elements.jobs) with ordinality e
+  where jsonb_typeof(e.value) <> 'object'
+    or e.value - known <> '{}' and not (check_elements.internal and e.value - known - 'retry_of' = '{}')
+    or e.value -> 'payload' = 'null'
+  order by e.ordinality
+  limit 1;
+  if found then
+    if bad.key is not null then
+      perform processor.fail('JQ006', format('job %s has an unknown key: %s', bad.ordinality, left(bad.key, 100)), '',
+        'Known are ' || array_to_string(known, ', '));
+    elsif bad.type <> 'object' then
+      perform processor.fail('JQ006', format('job %s must be an object, this is a JSON %s', bad.ordinality, bad.type), '',
+        'Give [{"kind": "…", "payload": {…}}, …].');
+    end if;
+    perform processor.fail('JQ003', 'payload must be a JSON object, this is null', '', 'Wrap it: {"value": …}.');
+  end if;
+end
+$$;
+comment on function processor.check_elements(jsonb, boolean) is
+  'Raise an error if something is not an array of objects with the names of create_job''s parameters, or retry_of if internal.';

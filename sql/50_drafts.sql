@@ -1,0 +1,284 @@
+-- What a job to be created must be like: every way of creating one passes through draft_jobs(), which writes nothing.
+
+create or replace function processor.parse_items(items jsonb, max_items int)
+returns table (key text, payload jsonb, "position" int)
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  bad record;
+  how_many int;
+begin
+  if parse_items.items is null or parse_items.items = 'null' then
+    return;
+  end if;
+  if jsonb_typeof(parse_items.items) <> 'array' then
+    perform processor.fail('JQ005', format('items must be an array, this is a JSON %s', jsonb_typeof(parse_items.items)), '',
+      'Give ["de", "fr"] or [{"key": "de", "payload": {…}}].');
+  end if;
+  how_many := jsonb_array_length(parse_items.items);
+  if how_many > parse_items.max_items then
+    perform processor.fail('JQ005', format('too many items: %s, at most %s', how_many, parse_items.max_items), '',
+      'Split the work into several jobs.');
+  end if;
+  perform processor.check_size('items', parse_items.items, 4194304);
+  perform processor.check_depth('items', parse_items.items);
+
+  select e.value, e.ordinality into bad
+  from jsonb_array_elements(parse_items.items) with ordinality e
+  where case jsonb_typeof(e.value)
+    when 'string' then length(e.value #>> '{}') not between 1 and 200
+    when 'object' then
+      coalesce(jsonb_typeof(e.value -> 'key'), '') <> 'string'
+      or length(e.value ->> 'key') not between 1 and 200
+      or coalesce(jsonb_typeof(e.value -> 'payload'), 'object') <> 'object'
+      or e.value - 'key' - 'payload' <> '{}'
+    else true
+  end
+  limit 1;
+  if found then
+    perform processor.fail('JQ005', format('item %s is not valid: %s', bad.ordinality, left(bad.value::text, 200)), '',
+      'An item is a key of 1 to 200 characters, or {"key": key} with an optional "payload" object.');
+  end if;
+
+  return query
+  select case jsonb_typeof(e.value) when 'string' then e.value #>> '{}' else e.value ->> 'key' end,
+    case jsonb_typeof(e.value) when 'string' then '{}'::jsonb else coalesce(e.value -> 'payload', '{}') end,
+    e.ordinality::int
+  from jsonb_array_elements(parse_items.items) with ordinality e;
+end
+$$;
+comment on function processor.parse_items(jsonb, int) is
+  'The items of a job as rows, from ["key", …] or [{"key", "payload"}, …]; raises JQ005 on any other shape.';
+
+do $$
+begin
+  if to_regtype('processor.draft') is null then
+    create type processor.draft as (
+      n int,
+      id uuid,
+      kind text,
+      queue text,
+      owner_id uuid,
+      priority int,
+      payload jsonb,
+      items jsonb,
+      items_total int,
+      run_at timestamptz,
+      created_at timestamptz,
+      max_attempts int,
+      timeout interval,
+      tags text[],
+      idempotency_key text,
+      input_digest bytea,
+      unique_key text,
+      on_conflict text,
+      retry_of uuid,
+      parent_id uuid,
+      children jsonb,
+      on_child_failure text,
+      units int,
+      unit_price bigint,
+      per_item boolean
+    );
+  end if;
+end
+$$;
+comment on type processor.draft is 'A job that has been checked and is to be written.';
+comment on column processor.draft.n is 'Its place in the call, from 1.';
+comment on column processor.draft.id is 'The job''s id, should it be created.';
+comment on column processor.draft.kind is 'As in jobs.';
+comment on column processor.draft.queue is 'As in jobs.';
+comment on column processor.draft.owner_id is 'As in jobs.';
+comment on column processor.draft.priority is 'As in jobs.';
+comment on column processor.draft.payload is 'As in jobs.';
+comment on column processor.draft.items is 'As parse_items() takes them; null: none.';
+comment on column processor.draft.items_total is 'As in jobs.';
+comment on column processor.draft.run_at is 'As in jobs.';
+comment on column processor.draft.created_at is 'As in jobs.';
+comment on column processor.draft.max_attempts is 'As in jobs.';
+comment on column processor.draft.timeout is 'As in jobs.';
+comment on column processor.draft.tags is 'As in jobs.';
+comment on column processor.draft.idempotency_key is 'As in jobs.';
+comment on column processor.draft.input_digest is 'As in jobs.';
+comment on column processor.draft.unique_key is 'As in jobs.';
+comment on column processor.draft.on_conflict is 'What to do if the unique_key is taken: error, replace or return.';
+comment on column processor.draft.retry_of is 'As in jobs.';
+comment on column processor.draft.parent_id is 'As in jobs.';
+comment on column processor.draft.children is 'Jobs to be created as its children; it waits for them.';
+comment on column processor.draft.on_child_failure is 'As in jobs.';
+comment on column processor.draft.units is 'How many tickets its hold has.';
+comment on column processor.draft.unit_price is 'The price of each; 0: no hold.';
+comment on column processor.draft.per_item is 'Whether a ticket is an item, or the job.';
+
+create or replace function processor.draft_jobs(wanted jsonb)
+returns processor.draft[]
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  client constant boolean := processor.is_client();
+  caller constant uuid := auth.uid();
+  moment constant timestamptz := processor.now();
+  drafts processor.draft[] := '{}';
+  e record;
+  d processor.draft;
+  k public.job_kinds;
+  q public.job_queues;
+  parent public.jobs;
+  keys text[];
+  payloads jsonb[];
+  twice text;
+begin
+  for e in
+    select * from rows from (jsonb_to_recordset(draft_jobs.wanted) as (
+      kind text, payload jsonb, items jsonb, queue text, priority int, run_at timestamptz, delay_seconds numeric,
+      idempotency_key text, unique_key text, on_conflict text, owner_id uuid, max_attempts int, timeout_seconds numeric, tags text[],
+      parent_id uuid, children jsonb, on_child_failure text, retry_of uuid
+    )) with ordinality
+  loop
+    d := null;
+    d.n := e.ordinality;
+    d.retry_of := e.retry_of;
+    d.owner_id := e.owner_id;
+
+    if e.parent_id is not null then
+      if e.parent_id is distinct from parent.id then
+        select * into parent from public.jobs j where j.id = e.parent_id and (not client or j.owner_id = caller);
+        if not found then
+          perform processor.fail('JQ008', format('job not found: %s', e.parent_id), '', 'Check parent_id; one sees only own jobs.');
+        end if;
+      end if;
+      if d.owner_id <> parent.owner_id or (d.owner_id is not null and parent.owner_id is null) then
+        perform processor.fail('JQ010', 'a child has the owner of its parent', format('job %s', parent.id), 'Leave owner_id out.');
+      end if;
+      d.parent_id := parent.id;
+      d.owner_id := parent.owner_id;
+    elsif client then
+      if d.owner_id <> caller then
+        perform processor.fail('JQ010', 'owner_id is not yours', '', 'Leave owner_id out: a job belongs to the user who creates it.');
+      end if;
+      d.owner_id := caller;
+      if d.owner_id is null then
+        perform processor.fail('JQ010', 'only signed-in users create jobs', '', 'Sign in first, or call with the service key.');
+      end if;
+    end if;
+
+    if e.kind is null then
+      perform processor.fail('JQ006', 'kind is missing', '', 'Name the handler: create_job(kind => ''…'').');
+    end if;
+    if e.kind is distinct from k.kind then
+      select * into k from public.job_kinds x where x.kind = e.kind;
+      if not found or (client and not k.public) then
+        -- the same answer for both: a client learns nothing about internal kinds
+        perform processor.fail('JQ001', format('unknown kind: %s', left(e.kind, 100)), '',
+          'Kinds are registered when a worker with their handlers starts; clients may create those declared public.');
+      end if;
+    end if;
+    d.kind := k.kind;
+    d.queue := coalesce(e.queue, k.queue);
+    if d.queue is distinct from q.name then
+      select * into q from public.job_queues x where x.name = d.queue;
+      if not found then
+        perform processor.fail('JQ002', format('unknown queue: %s', left(d.queue, 100)), '',
+          'Queues are made by the first worker that serves them, or by inserting a row into public.job_queues.');
+      end if;
+    end if;
+    -- a retry runs where its job ran: the queue is not the caller's choice then
+    if client and d.queue <> k.queue and d.retry_of is null then
+      perform processor.fail('JQ010', format('jobs of kind %s run in queue %s', k.kind, k.queue), '', 'Leave queue out.');
+    end if;
+
+    d.payload := coalesce(e.payload, '{}');
+    if jsonb_typeof(d.payload) <> 'object' then
+      perform processor.fail('JQ003', format('payload must be a JSON object, this is %s', jsonb_typeof(d.payload)),
+        '', 'Wrap it: {"value": …}.');
+    end if;
+    perform processor.check_size('payload', d.payload, 262144);
+    perform processor.check_depth('payload', d.payload);
+    d.priority := coalesce(e.priority, 0);
+    d.max_attempts := coalesce(e.max_attempts, q.max_attempts);
+    if e.priority is not null then
+      perform processor.check_range('priority', e.priority, -1000, 1000);
+    end if;
+    if e.max_attempts is not null then
+      perform processor.check_range('max_attempts', e.max_attempts, 1, 100);
+    end if;
+    if e.timeout_seconds is not null then
+      perform processor.check_range('timeout_seconds', e.timeout_seconds, 1, 604800);
+      d.timeout := make_interval(secs => e.timeout_seconds::double precision);
+    end if;
+    d.run_at := coalesce(e.run_at, moment);
+    if e.run_at not between moment - interval '100 years' and moment + interval '10 years' then
+      perform processor.fail('JQ006', format('run_at is %s, but must be at most 10 years ahead', e.run_at));
+    end if;
+    if e.delay_seconds is not null then
+      perform processor.check_range('delay_seconds', e.delay_seconds, 0, 315360000);
+      if e.run_at is not null then
+        perform processor.fail('JQ006', 'run_at and delay_seconds are both given', '', 'Give one of them.');
+      end if;
+      d.run_at := moment + make_interval(secs => e.delay_seconds::double precision);
+    end if;
+    d.idempotency_key := e.idempotency_key;
+    d.unique_key := e.unique_key;
+    d.on_conflict := coalesce(e.on_conflict, 'error');
+    if coalesce(d.idempotency_key, d.unique_key, e.on_conflict) is not null then
+      perform processor.check_text('idempotency_key', d.idempotency_key, 200);
+      perform processor.check_text('unique_key', d.unique_key, 200);
+      perform processor.check_choice('on_conflict', d.on_conflict, array['error', 'replace', 'return']);
+    end if;
+    d.tags := coalesce(e.tags, '{}');
+    if d.tags <> '{}' then
+      perform processor.check_tags(d.tags);
+    end if;
+
+    d.items_total := 0;
+    if e.items is not null then
+      d.items := e.items;
+      select array_agg(i.key order by i.position), array_agg(i.payload order by i.position)
+      into keys, payloads
+      from processor.parse_items(e.items, k.max_items) i;
+      select u into twice from unnest(keys) u group by u having count(*) > 1 limit 1;
+      if found then
+        perform processor.fail('JQ005', format('duplicate item key: %s', twice), '', 'Each item of a job has a key of its own.');
+      end if;
+      d.items_total := coalesce(cardinality(keys), 0);
+    end if;
+    if d.items_total = 0 and k.credits_per_item > 0 then
+      perform processor.fail('JQ005', format('kind %s is priced per item, but there are no items', k.kind), '', 'Give at least one item.');
+    end if;
+    if d.idempotency_key is not null then
+      d.input_digest := sha256(convert_to(jsonb_build_array(d.kind, d.queue, d.payload,
+        case when d.items_total > 0 then to_jsonb(keys) end, case when d.items_total > 0 then to_jsonb(payloads) end)::text, 'UTF8'));
+    end if;
+    d.per_item := k.credits_per_item > 0;
+    d.units := case when d.per_item then d.items_total else 1 end;
+    d.unit_price := case when d.owner_id is null then 0 else k.credits_per_item + k.credits_per_job end; -- one of them is 0
+
+    d.on_child_failure := coalesce(e.on_child_failure, 'continue');
+    if e.on_child_failure is not null then
+      perform processor.check_choice('on_child_failure', d.on_child_failure, array['continue', 'fail']);
+    end if;
+    if coalesce(e.children, '[]') <> '[]' then
+      if jsonb_typeof(e.children) <> 'array' then
+        perform processor.fail('JQ006', 'children must be an array of jobs', '', 'Give [{"kind": …, "payload": {…}}].');
+      end if;
+      if e.run_at is not null or e.delay_seconds is not null then
+        perform processor.fail('JQ006', 'a job with children starts when they have ended', '', 'Leave run_at and delay_seconds out.');
+      end if;
+      d.children := e.children;
+      d.run_at := processor.never();
+    end if;
+
+    d.id := processor.uuid7();
+    d.created_at := moment;
+    drafts := drafts || d;
+  end loop;
+  return drafts;
+end
+$$;
+comment on function processor.draft_jobs(jsonb) is
+  'Check an array of jobs, each with the names of create_job''s parameters, and give them what follows from kind, queue and parent. '
+  'Nothing is written or locked.';
