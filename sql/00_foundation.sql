@@ -26,6 +26,11 @@
 --   Whoever needs several rows of a kind locks them in ascending order before changing the first. With a job go its
 --   ancestors (processor.lock_jobs), whom its end concerns. What is taken out of order waits for nobody (skip locked).
 --
+-- PLANS
+--   What clients and workers call often keeps its plans (plan_cache_mode = force_generic_plan): planning was half of a short
+--   call's time. As a plan may have been made when the tables were empty, enable_seqscan = off keeps it on the indexes.
+--   Both hold for everything that is called from there.
+--
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits · 45 how a job goes on or ends
 --   50, 52 create · 55 cancel, retry · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items

@@ -206,6 +206,8 @@ returns public.jobs
 language plpgsql
 security definer -- clients have no right to write tables; what they may do is decided in add_jobs
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -236,6 +238,8 @@ returns jsonb
 language plpgsql
 security definer -- clients have no right to write tables; what they may do is decided in add_jobs
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 begin
   return (

@@ -5,6 +5,8 @@ returns public.jobs
 language plpgsql
 security definer -- clients have no right to write tables; only own jobs are found
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare

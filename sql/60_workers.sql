@@ -184,6 +184,8 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare

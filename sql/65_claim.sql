@@ -274,6 +274,8 @@ returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 set jit = off -- a claim is too short for compiling to pay, whatever the planner's estimate
 set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_claim_idx
 as $$

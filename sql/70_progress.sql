@@ -33,6 +33,8 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -70,6 +72,8 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -191,6 +195,8 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare

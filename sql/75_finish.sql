@@ -175,6 +175,8 @@ returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -203,6 +205,8 @@ returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
