@@ -74,6 +74,7 @@ begin
   perform processor.check_range('slots', (register_worker.worker ->> 'slots')::numeric, 1, 10000);
   perform processor.check_range('lease_seconds', (register_worker.worker ->> 'lease_seconds')::numeric, 1, 3600);
   perform processor.check_feed(register_worker.worker ->> 'feed');
+  perform processor.declare_schedules(register_worker.worker -> 'schedules');
   -- LOCK: all queues at once, by name: two workers that start together must not make them in opposite orders
   insert into public.job_queues (name)
   select processor.check_name('queue', named.queue, '^[a-z0-9][a-z0-9_.-]{0,62}$')
@@ -225,6 +226,7 @@ begin
     'heartbeat_at', w.heartbeat_at,
     'lease_expires_at', w.lease_expires_at,
     'next_due_at', processor.next_due_at(w),
+    'next_schedule_at', processor.next_schedule_at(),
     'draining', w.draining,
     'inbox', w.inbox,
     'rescued', rescued,

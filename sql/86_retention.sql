@@ -50,10 +50,17 @@ comment on function processor.prune_jobs(int) is
 
 create or replace function public.prune_jobs(batch int default 1000)
 returns int
-language sql
+language plpgsql
 security definer -- the worker's role has no right to write tables
 set search_path = ''
 as $$
-  select processor.prune_jobs(prune_jobs.batch)
+begin
+  -- LOCK: a word of its own, until the end of the transaction; whoever finds it taken leaves the work to the other
+  if not pg_try_advisory_xact_lock(hashtextextended('processor.prune_jobs', 0)) then
+    return 0;
+  end if;
+  return processor.prune_jobs(prune_jobs.batch);
+end
 $$;
-comment on function public.prune_jobs(int) is 'processor.prune_jobs() for the workers, one of which calls it now and then.';
+comment on function public.prune_jobs(int) is
+  'processor.prune_jobs() for the workers: all call it now and then, one at a time does it, the others are told 0.';

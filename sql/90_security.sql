@@ -8,7 +8,7 @@ declare
   f regprocedure;
 begin
   foreach t in array array[
-    'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_workers',
+    'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
     'credit_accounts', 'credit_entries', 'credit_holds', 'credit_captures'
   ] loop
     execute format('alter table public.%I enable row level security', t);
@@ -28,7 +28,7 @@ begin
       or (p.pronamespace = 'public'::regnamespace and p.proname in (
         'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
         'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
-        'prune_jobs'))
+        'prune_jobs', 'guard_schedule', 'run_due_schedules'))
   loop
     execute format('revoke execute on function %s from public, anon, authenticated, service_role, job_processor', f);
   end loop;
@@ -38,10 +38,10 @@ $$;
 -- tables: users read what is theirs, the service reads all and turns the knobs, nobody writes the rest
 grant select on public.jobs, public.job_items, public.job_logs, public.job_kinds,
   public.credit_accounts, public.credit_entries, public.credit_holds, public.credit_captures to authenticated;
-grant insert, update, delete on public.job_queues, public.job_kinds to service_role;
+grant insert, update, delete on public.job_queues, public.job_kinds, public.job_schedules to service_role;
 grant update (draining) on public.job_workers to service_role;
 -- the least-privilege worker reads what it subscribes to
-grant select on public.jobs, public.job_queues, public.job_workers to job_processor;
+grant select on public.jobs, public.job_queues, public.job_schedules, public.job_workers to job_processor;
 
 -- the default of a column is computed with the rights of whoever inserts
 grant execute on function processor.now() to service_role;
@@ -64,7 +64,8 @@ grant execute on function
   public.release_jobs(uuid, jsonb),
   public.spawn_jobs(uuid, jsonb, jsonb, text),
   public.deregister_worker(uuid),
-  public.prune_jobs(int)
+  public.prune_jobs(int),
+  public.run_due_schedules(uuid, jsonb)
 to service_role, job_processor;
 -- functions: a server that sells credits
 grant execute on function public.grant_credits(uuid, bigint, text, text) to service_role;
@@ -103,3 +104,5 @@ drop policy if exists job_queues_are_read_by_workers on public.job_queues;
 create policy job_queues_are_read_by_workers on public.job_queues for select to job_processor using (true);
 drop policy if exists job_workers_are_read_by_workers on public.job_workers;
 create policy job_workers_are_read_by_workers on public.job_workers for select to job_processor using (true);
+drop policy if exists job_schedules_are_read_by_workers on public.job_schedules;
+create policy job_schedules_are_read_by_workers on public.job_schedules for select to job_processor using (true);

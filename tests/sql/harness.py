@@ -31,6 +31,7 @@ TABLES = (
     "job_logs",
     "job_queues",
     "job_kinds",
+    "job_schedules",
     "job_workers",
     "credit_accounts",
     "credit_entries",

@@ -18,6 +18,7 @@ WORKER_FUNCTIONS = {
     "spawn_jobs",
     "deregister_worker",
     "prune_jobs",
+    "run_due_schedules",
 }
 OURS = "('public', 'processor')"
 OWNED = (
@@ -145,7 +146,7 @@ async def test_a_worker_role_executes_the_worker_functions_and_nothing_else(proj
 
 async def test_a_worker_role_reads_what_it_subscribes_to_and_writes_nothing(project):
     rights = await rights_of(project, "job_processor", "select", *WRITES)
-    assert rights == {"select": {"jobs", "job_queues", "job_workers"}} | {p: set() for p in WRITES}
+    assert rights == {"select": {"jobs", "job_queues", "job_schedules", "job_workers"}} | {p: set() for p in WRITES}
 
 
 async def test_a_worker_role_sees_the_jobs_of_all(busy):
@@ -188,7 +189,7 @@ async def test_the_service_executes_all_public_functions_and_no_private_ones(pro
 
 async def test_the_service_reads_all_and_writes_the_knobs_only(project):
     rights = await rights_of(project, "service_role", "select", *WRITES)
-    knobs = {"job_queues", "job_kinds"}
+    knobs = {"job_queues", "job_kinds", "job_schedules"}
     assert rights == {
         "select": set(TABLES), "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
         "truncate": set(), "references": set(), "trigger": set(),

@@ -1,0 +1,457 @@
+-- Schedules: jobs that are made by the clock.
+--
+-- A worker computes when a cron expression comes next, because PostgreSQL cannot; who makes the job, and whether, is
+-- decided here. next_run_at is what workers compare and swap: a tick that one of them has moved is nobody else's, so
+-- any number of workers makes one job per tick. No worker needs to handle the kind, or to have declared the schedule.
+
+create table if not exists public.job_schedules (
+  name text primary key,
+  cron text not null,
+  timezone text not null default 'UTC',
+  kind text not null,
+  queue text,
+  payload jsonb not null default '{}',
+  items jsonb,
+  owner_id uuid,
+  priority int not null default 0,
+  paused boolean not null default false,
+  catch_up text not null default 'last',
+  next_run_at timestamptz,
+  last_run_at timestamptz,
+  last_job_id uuid,
+  problem text,
+  declared jsonb not null default '{}',
+  created_at timestamptz not null default processor.now(),
+  constraint job_schedules_name_is_plain check (name ~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,89}$'),
+  constraint job_schedules_catch_up_is_known check (catch_up in ('none', 'last', 'all'))
+);
+-- what is due and what must be computed first; few rows, unless every user of an application has schedules of their own
+create index if not exists job_schedules_next_idx on public.job_schedules (next_run_at) where not paused;
+comment on table public.job_schedules is
+  'One row per schedule: declared by handlers, or inserted here. Change a row and the workers obey it at their next heartbeat.';
+comment on column public.job_schedules.name is 'What people call it; the default of a declared one is its kind.';
+comment on column public.job_schedules.cron is
+  'Minute, hour, day of month, month, weekday: 0 3 * * * is every day at 3:00, */15 * * * * every quarter of an hour.';
+comment on column public.job_schedules.timezone is
+  'Whose clock it follows, a name of pg_timezone_names. An hour that is left out in spring runs right after it; a fixed '
+  'hour that comes twice in autumn runs the first time.';
+comment on column public.job_schedules.kind is 'What its jobs are.';
+comment on column public.job_schedules.queue is 'Where they run; null: where the kind does.';
+comment on column public.job_schedules.payload is 'What they are given.';
+comment on column public.job_schedules.items is 'Their items, as create_job takes them; null: none.';
+comment on column public.job_schedules.owner_id is
+  'Whose jobs they are, and who pays for them; null: the application''s own, which cost nothing.';
+comment on column public.job_schedules.priority is 'Their priority.';
+comment on column public.job_schedules.paused is
+  'true: makes no jobs. Afterwards it goes on with the next time to come: what a pause left out is not caught up.';
+comment on column public.job_schedules.catch_up is
+  'What happens to times at which no worker was alive. last: however many they were, one job, for the last of them. '
+  'all: a job for each. none: what is more than a minute late is left out.';
+comment on column public.job_schedules.next_run_at is
+  'The tick: when it makes its next job; null: a worker will compute it, unless there is a problem. May be set, to run once at another time.';
+comment on column public.job_schedules.last_run_at is 'When it last made a job.';
+comment on column public.job_schedules.last_job_id is 'That job.';
+comment on column public.job_schedules.problem is 'Why it made no job the last time, or cannot run at all; null: all is well.';
+comment on column public.job_schedules.declared is
+  'What the handler last declared: a column that still equals it follows the next declaration.';
+comment on column public.job_schedules.created_at is 'When it was made.';
+
+create or replace function public.guard_schedule()
+returns trigger
+language plpgsql
+security definer -- whoever may write schedules may not use schema processor
+set search_path = ''
+as $$
+begin
+  perform processor.check_name('schedule', new.name, '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,89}$');
+  if coalesce(length(new.cron), 0) > 200 or new.cron !~ '^\s*\S+(\s+\S+){4}\s*$' then
+    perform processor.fail('JQ006', format('schedule %s: %s is not a cron expression', new.name, left(new.cron, 100)), '',
+      'Five fields: minute, hour, day of month, month, weekday. 0 3 * * * is every day at 3:00.');
+  end if;
+  if new.catch_up not in ('none', 'last', 'all') then
+    perform processor.fail('JQ006', format('schedule %s: catch_up %s is not none, last or all', new.name, left(new.catch_up, 100)));
+  end if;
+  if jsonb_typeof(new.payload) <> 'object' then
+    perform processor.fail('JQ003', format('schedule %s: payload must be a JSON object, this is %s', new.name, jsonb_typeof(new.payload)),
+      '', 'Wrap it: {"value": …}.');
+  end if;
+  -- the view reads all files of the time zone database, so it is asked about new names only
+  if (tg_op = 'INSERT' or new.timezone is distinct from old.timezone)
+    and not exists (select from pg_catalog.pg_timezone_names z where z.name = new.timezone)
+  then
+    perform processor.fail('JQ006', format('schedule %s: there is no time zone %s', new.name, left(new.timezone, 100)), '',
+      'Give a name such as Europe/Berlin: select name from pg_timezone_names where name ilike ''%…%''.');
+  end if;
+  if tg_op = 'UPDATE' then
+    -- another plan, or the end of a pause: the next time is computed anew, from now on
+    if (new.cron, new.timezone) is distinct from (old.cron, old.timezone) or (old.paused and not new.paused) then
+      new.next_run_at := null;
+      new.problem := null;
+    elsif (new.kind, new.queue, new.payload, new.items, new.owner_id)
+      is distinct from (old.kind, old.queue, old.payload, old.items, old.owner_id)
+    then
+      new.problem := null;
+    end if;
+  end if;
+  return new;
+end
+$$;
+comment on function public.guard_schedule() is
+  'What a row of job_schedules must be, whoever writes it; and a changed plan is computed anew.';
+
+create or replace trigger job_schedules_guard
+before insert or update of name, cron, timezone, kind, queue, payload, items, owner_id, paused, catch_up on public.job_schedules
+for each row execute function public.guard_schedule();
+
+create or replace function processor.declare_schedule(schedule jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  wanted jsonb;
+  kept jsonb;
+  s public.job_schedules;
+begin
+  -- only what a handler may say, in one form: paused is the operators' word, and nobody's credits are declared away
+  select to_jsonb(r) into wanted from jsonb_to_record(
+    '{"timezone": "UTC", "payload": {}, "priority": 0, "catch_up": "last"}' || jsonb_strip_nulls(declare_schedule.schedule - 'payload' - 'items')
+      || jsonb_build_object('payload', coalesce(declare_schedule.schedule -> 'payload', '{}'), 'items', declare_schedule.schedule -> 'items')
+  ) r (name text, cron text, timezone text, kind text, queue text, payload jsonb, items jsonb, priority int, catch_up text);
+  -- LOCK: the schedule
+  select * into s from public.job_schedules x where x.name = wanted ->> 'name' for no key update;
+  if not found then
+    perform processor.check_name('kind', wanted ->> 'kind', '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$');
+    insert into public.job_schedules (name, cron, timezone, kind, queue, payload, items, priority, catch_up, declared)
+    select r.name, r.cron, r.timezone, r.kind, r.queue, r.payload, r.items, r.priority, r.catch_up, wanted
+    from jsonb_populate_record(null::public.job_schedules, wanted) r
+    on conflict on constraint job_schedules_pkey do nothing; -- another worker declared it a moment ago
+  elsif s.declared <> wanted then
+    -- a value that still is what was declared follows the new declaration; one that an operator set stays
+    select coalesce(jsonb_object_agg(c.key, c.value), '{}') into kept
+    from jsonb_each(to_jsonb(s)) c
+    where wanted ? c.key and c.value is distinct from s.declared -> c.key;
+    update public.job_schedules x
+    set (cron, timezone, kind, queue, payload, items, priority, catch_up) = (
+        select r.cron, r.timezone, r.kind, r.queue, r.payload, r.items, r.priority, r.catch_up
+        from jsonb_populate_record(null::public.job_schedules, wanted || kept) r
+      ),
+      declared = wanted
+    where x.name = s.name;
+  end if;
+end
+$$;
+comment on function processor.declare_schedule(jsonb) is
+  'Write a handler''s declaration to job_schedules, keeping what an operator changed.';
+
+create or replace function processor.declare_schedules(schedules jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  -- LOCK: schedules, by name
+  perform processor.declare_schedule(d) from jsonb_array_elements(coalesce(declare_schedules.schedules, '[]')) d order by d ->> 'name';
+  -- a new worker may be able to compute what the others could not
+  update public.job_schedules s set problem = null
+  from (
+    select x.name from public.job_schedules x where x.next_run_at is null and x.problem is not null
+    order by x.name for no key update
+  ) l
+  where s.name = l.name;
+end
+$$;
+comment on function processor.declare_schedules(jsonb) is
+  'What register_worker does with the schedules that a worker declares; null: none.';
+
+create or replace function processor.next_schedule_at()
+returns timestamptz
+language plpgsql -- keeps its plan between calls
+stable
+set search_path = ''
+as $$
+begin
+  if exists (select from public.job_schedules s where not s.paused and s.next_run_at is null and s.problem is null) then
+    return processor.now();
+  end if;
+  return (select min(s.next_run_at) from public.job_schedules s where not s.paused);
+end
+$$;
+comment on function processor.next_schedule_at() is
+  'When a worker should next call run_due_schedules(): the past means now, null means that there is nothing to do.';
+
+create or replace function processor.make_scheduled_job(schedule public.job_schedules, tick timestamptz default null)
+returns public.jobs
+language plpgsql
+set search_path = ''
+as $$
+declare
+  tick_name constant text := replace(
+    to_char(make_scheduled_job.tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', '');
+begin
+  -- LOCK: the caller holds the schedule and the owner's account
+  return public.create_job(
+    kind => schedule.kind,
+    payload => schedule.payload,
+    items => schedule.items,
+    queue => schedule.queue,
+    priority => schedule.priority,
+    owner_id => schedule.owner_id,
+    idempotency_key => 'schedule:' || schedule.name || ':' || tick_name,
+    tags => array_remove(array['schedule:' || schedule.name, 'tick:' || tick_name], null)
+  );
+end
+$$;
+comment on function processor.make_scheduled_job(public.job_schedules, timestamptz) is
+  'The job of a schedule for one tick; null: for no tick, as often as asked.';
+
+create or replace function processor.run_ticks(schedule text, ticks jsonb, room int)
+returns table (created uuid[], moved int, problem text)
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  moment constant timestamptz := processor.now();
+  s public.job_schedules;
+  t record;
+  wanted boolean;
+  job public.jobs;
+  hint text;
+begin
+  -- LOCK: the caller holds the schedule and the owner's account
+  select * into s from public.job_schedules x where x.name = run_ticks.schedule;
+  created := '{}';
+  moved := 0;
+  problem := s.problem;
+  for t in
+    select (e.value ->> 'tick')::timestamptz as tick, (e.value ->> 'next')::timestamptz as next, left(e.value ->> 'problem', 500) as problem
+    from jsonb_array_elements(run_ticks.ticks) with ordinality e
+    where e.value ->> 'name' = run_ticks.schedule
+    order by e.ordinality
+  loop
+    -- another worker has moved it, somebody has changed it, or its time has not come
+    exit when s.paused or s.next_run_at is distinct from t.tick or t.tick > moment or cardinality(created) >= run_ticks.room;
+    exit when t.next <= t.tick or (t.next is null and t.problem is null);
+    problem := t.problem;
+    wanted := case s.catch_up
+      when 'all' then true
+      when 'last' then t.next is null or t.next > moment
+      when 'none' then t.tick >= moment - interval '1 minute'
+    end;
+    if t.tick is not null and wanted then
+      begin
+        job := processor.make_scheduled_job(s, t.tick);
+        created := created || job.id;
+        s.last_run_at := moment;
+        s.last_job_id := job.id;
+      exception when others then
+        -- what passes by itself is tried again, as a whole; anything else is this schedule's own problem
+        if left(sqlstate, 2) in ('08', '40', '53', '55', '57', '58', 'XX') then
+          raise;
+        end if;
+        get stacked diagnostics hint = pg_exception_hint;
+        problem := concat_ws('. ', t.problem, sqlerrm, nullif(hint, ''));
+      end;
+    end if;
+    s.next_run_at := t.next;
+    moved := moved + 1;
+  end loop;
+  if moved > 0 then
+    update public.job_schedules x
+    set next_run_at = s.next_run_at, last_run_at = s.last_run_at, last_job_id = s.last_job_id, problem = run_ticks.problem
+    where x.name = s.name;
+  end if;
+  return next;
+end
+$$;
+comment on function processor.run_ticks(text, jsonb, int) is
+  'Make the jobs of one schedule whose ticks have come, as its catch_up says, at most room of them, and move it on. Ticks that are '
+  'not its next one are left alone.';
+
+create or replace function public.run_due_schedules(worker_id uuid, ticks jsonb default '[]')
+returns jsonb
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  moment timestamptz;
+  held text[];
+  schedule text;
+  run record;
+  created uuid[] := '{}';
+  moved int := 0;
+  problems jsonb := '[]';
+begin
+  if not exists (select from public.job_workers w where w.id = run_due_schedules.worker_id) then
+    perform processor.fail('JQ011', format('unknown worker: %s', run_due_schedules.worker_id), '', 'Register again.');
+  end if;
+  if coalesce(jsonb_typeof(run_due_schedules.ticks), '') <> 'array' then
+    perform processor.fail('JQ006', 'ticks must be an array', '', 'Give [{"name", "tick", "next"}, …], or leave it out to learn what is due.');
+  end if;
+  perform processor.check_range('the number of ticks', jsonb_array_length(run_due_schedules.ticks), 0, 1000);
+  -- LOCK: schedules, by name; one that another worker has in hand is run there. Then accounts, by owner
+  select array_agg(l.name order by l.name) into held from (
+    select s.name from public.job_schedules s
+    where s.name in (select e.value ->> 'name' from jsonb_array_elements(run_due_schedules.ticks) e)
+    order by s.name for no key update skip locked
+  ) l;
+  perform 1 from public.credit_accounts a
+  where a.owner_id in (select s.owner_id from public.job_schedules s where s.name = any (held))
+  order by a.owner_id for no key update;
+  foreach schedule in array coalesce(held, '{}') loop
+    select * into run from processor.run_ticks(schedule, run_due_schedules.ticks, 100 - cardinality(created));
+    created := created || run.created;
+    moved := moved + run.moved;
+    if run.moved > 0 and run.problem is not null then
+      problems := problems || jsonb_build_object('name', schedule, 'problem', run.problem);
+    end if;
+  end loop;
+
+  moment := processor.now();
+  return jsonb_build_object(
+    'now', moment,
+    'created', to_jsonb(created),
+    'moved', moved,
+    'problems', problems,
+    'next_at', processor.next_schedule_at(),
+    'due', coalesce((
+      select jsonb_agg(jsonb_build_object(
+        'name', d.name, 'cron', d.cron, 'timezone', d.timezone, 'tick', d.next_run_at,
+        'after', case when d.next_run_at is null then moment
+          when d.catch_up = 'none' then greatest(d.next_run_at, moment - interval '1 minute')
+          else d.next_run_at end
+      ))
+      from (
+        select * from public.job_schedules s
+        where not s.paused and (s.next_run_at <= moment or (s.next_run_at is null and s.problem is null))
+        order by s.next_run_at nulls first, s.name
+        limit 100
+      ) d
+    ), '[]')
+  );
+end
+$$;
+comment on function public.run_due_schedules(uuid, jsonb) is
+  'Make the jobs whose time has come. ticks: [{"name", "tick", "next", "problem"}], in order: for a schedule whose next_run_at is tick '
+  '(null: not computed yet) the next time is next, or cannot be computed because of problem. Returns what was made, what is due and '
+  'must be computed first (the first time after "after", and on until now), and when to come back.';
+
+create or replace function processor.find_schedule(name text)
+returns public.job_schedules
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  s public.job_schedules;
+begin
+  -- LOCK: the schedule
+  select * into s from public.job_schedules x where x.name = find_schedule.name for no key update;
+  if not found then
+    perform processor.fail('JQ006', format('unknown schedule: %s', coalesce(left(find_schedule.name, 100), 'null')), '',
+      'See select schedule from processor.schedule_health.');
+  end if;
+  return s;
+end
+$$;
+comment on function processor.find_schedule(text) is 'Lock a schedule, or raise JQ006.';
+
+create or replace function processor.pause_schedule(name text)
+returns public.job_schedules
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  s public.job_schedules := processor.find_schedule(pause_schedule.name);
+begin
+  update public.job_schedules x set paused = true where x.name = s.name returning * into s;
+  return s;
+end
+$$;
+comment on function processor.pause_schedule(text) is
+  'The schedule makes no more jobs; those that it made go on: select * from processor.pause_schedule(''nightly'').';
+
+create or replace function processor.resume_schedule(name text)
+returns public.job_schedules
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  s public.job_schedules := processor.find_schedule(resume_schedule.name);
+begin
+  update public.job_schedules x set paused = false where x.name = s.name returning * into s;
+  return s;
+end
+$$;
+comment on function processor.resume_schedule(text) is
+  'The end of pause_schedule(): it goes on with the next time to come, what was left out is not caught up.';
+
+create or replace function processor.run_schedule(name text)
+returns public.jobs
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  s public.job_schedules;
+  job public.jobs;
+begin
+  -- LOCK: the schedule, then what create_job locks
+  s := processor.find_schedule(run_schedule.name);
+  job := processor.make_scheduled_job(s);
+  update public.job_schedules x
+  set last_run_at = processor.now(), last_job_id = job.id, problem = case when x.next_run_at is null then x.problem end
+  where x.name = s.name;
+  return job;
+end
+$$;
+comment on function processor.run_schedule(text) is
+  'Make a job of the schedule now, once more, paused or not; the plan stays: select id from processor.run_schedule(''nightly'').';
+
+create or replace view processor.schedule_health with (security_invoker = on) as
+with moment as materialized (select processor.now() as now),
+judged as (
+  select s.*, m.now,
+    case
+      when s.paused then 'paused'
+      when s.problem is not null then 'problem'
+      when s.next_run_at < m.now - interval '1 minute' then 'overdue'
+      when s.next_run_at is null and s.created_at < m.now - interval '5 minutes' then 'overdue'
+      when s.next_run_at is null then 'new'
+      else 'ok'
+    end as state
+  from moment m cross join public.job_schedules s
+)
+select s.name as schedule, s.state,
+  case s.state
+    when 'paused' then format('resume_schedule(''%s'') lets it go on', s.name)
+    when 'problem' then s.problem || case when s.next_run_at is null then ' (until somebody changes it, or a worker starts)' else '' end
+    when 'overdue' then 'no worker has run it: see whether one is alive in worker_health'
+    when 'new' then 'a worker computes its next time at its next heartbeat'
+  end as why,
+  s.kind, s.queue, s.cron, s.timezone, s.next_run_at, s.next_run_at - s.now as next_in,
+  s.last_run_at, s.last_job_id, j.status as last_status, s.catch_up, s.declared <> '{}' as declared
+from judged s
+left join public.jobs j on j.id = s.last_job_id;
+comment on view processor.schedule_health is
+  'What runs when, and what does not: one row per schedule. select * from processor.schedule_health order by next_run_at.';
+comment on column processor.schedule_health.schedule is 'Its name.';
+comment on column processor.schedule_health.state is
+  'ok, paused, problem (it made no job, or cannot run at all), overdue (no worker looks), new (not computed yet).';
+comment on column processor.schedule_health.why is 'The same in words, with what to do; null where all is well.';
+comment on column processor.schedule_health.kind is 'What its jobs are.';
+comment on column processor.schedule_health.queue is 'Where they run; null: where the kind does.';
+comment on column processor.schedule_health.cron is 'Its plan.';
+comment on column processor.schedule_health.timezone is 'Whose clock the plan follows.';
+comment on column processor.schedule_health.next_run_at is 'When it makes its next job.';
+comment on column processor.schedule_health.next_in is 'In how long that is; negative: it is late.';
+comment on column processor.schedule_health.last_run_at is 'When it last made a job.';
+comment on column processor.schedule_health.last_job_id is 'That job.';
+comment on column processor.schedule_health.last_status is 'What became of it; null: none yet, or pruned.';
+comment on column processor.schedule_health.catch_up is 'What happens to times at which no worker was alive.';
+comment on column processor.schedule_health.declared is 'Whether a handler declares it; false: somebody inserted it.';
