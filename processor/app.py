@@ -1,24 +1,29 @@
-"""The registry that users import: handlers, each with the name and the price of what it does."""
+"""The registry that users import: handlers, with the name and the price of what each does, and schedules."""
 
 import difflib
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from processor.context import JobContext
+from processor.cron import Cron
 from processor.errors import UsageError
+from processor.jsonb import to_jsonb
 from processor.retry import Classifier
 
 Function = Callable[[JobContext[Any]], Awaitable[Any]]
 F = typing.TypeVar("F", bound=Callable[..., Awaitable[Any]])
+CatchUp = Literal["none", "last", "all"]
+"""For times at which no worker was alive: nothing, one job for the last of them, a job for each."""
 
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
 _QUEUE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_SCHEDULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,89}")
 MAX_ITEMS = 10_000
 
 
@@ -53,8 +58,34 @@ class Handler:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One declared schedule."""
+
+    name: str
+    cron: Cron
+    kind: str
+    payload: dict[str, Any]
+    items: list[Any] | None
+    priority: int
+    catch_up: CatchUp
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what the database is told about it."""
+        return {
+            "name": self.name,
+            "cron": self.cron.expression,
+            "timezone": self.cron.timezone,
+            "kind": self.kind,
+            "payload": self.payload,
+            "items": self.items,
+            "priority": self.priority,
+            "catch_up": self.catch_up,
+        }
+
+
 class Processor:
-    """The handlers of an application.
+    """The handlers and schedules of an application.
 
     ::
 
@@ -62,16 +93,25 @@ class Processor:
 
         @app.job("translate_card", queue="translation", credits_per_item=2, public=True)
         async def translate(job: JobContext[Card]) -> dict: ...
+
+        @app.cron("0 3 * * *", timezone="Europe/Berlin")
+        async def nightly_report(job: JobContext) -> dict: ...
     """
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
+        self._schedules: dict[str, Schedule] = {}
         self._classifier = Classifier()
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
         """The handlers by kind."""
         return self._handlers
+
+    @property
+    def schedules(self) -> Mapping[str, Schedule]:
+        """The schedules by name."""
+        return self._schedules
 
     @property
     def classifier(self) -> Classifier:
@@ -160,6 +200,120 @@ class Processor:
             return function
 
         return declare
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        timezone: str = "UTC",
+        kind: str | None = None,
+        payload: Any = None,
+        items: Sequence[Any] | None = None,
+        priority: int = 0,
+        catch_up: CatchUp = "last",
+        queue: str = "default",
+        item_concurrency: int | None = None,
+        timeout: float | None = None,
+        description: str | None = None,
+    ) -> Callable[[F], F]:
+        """Declare a handler and run it by the clock.
+
+        ``expression`` is minute, hour, day of month, month and weekday, on the clock of ``timezone``. Exactly
+        one job is made each time, however many workers there are; :attr:`JobContext.tick` says for when.
+        ``kind``, by default the function's name, is also the schedule's name; the rest is as in :meth:`job`
+        and :meth:`schedule`.
+
+        Raises :class:`UsageError` where the declaration cannot work.
+        """
+        if not isinstance(expression, str):
+            raise UsageError('Write @app.cron("0 3 * * *"), with the time in parentheses.')
+
+        def declare(function: F) -> F:
+            name: str = kind or getattr(function, "__name__", "")
+            schedule = self._schedule(name, expression, timezone, name, items, priority, catch_up)
+            self.job(
+                name,
+                queue=queue,
+                item_concurrency=item_concurrency,
+                timeout=timeout,
+                description=description,
+            )(function)
+            self._schedules[name] = self._with_payload(schedule, payload)
+            return function
+
+        return declare
+
+    def schedule(
+        self,
+        name: str,
+        expression: str,
+        *,
+        kind: str,
+        payload: Any = None,
+        items: Sequence[Any] | None = None,
+        timezone: str = "UTC",
+        priority: int = 0,
+        catch_up: CatchUp = "last",
+    ) -> Self:
+        """Make a job of a declared kind by the clock, with this payload and these items.
+
+        ``expression`` is minute, hour, day of month, month and weekday, on the clock of ``timezone``.
+        ``catch_up`` says what becomes of times at which no worker was alive: with ``last`` one job, for the
+        last of them; with ``all`` a job for each; with ``none`` what is more than a minute late is left out.
+        What an operator changes in ``job_schedules`` wins over what is declared here.
+
+        Raises :class:`UsageError` where the declaration cannot work.
+        """
+        schedule = self._schedule(name, expression, timezone, kind, items, priority, catch_up)
+        if kind not in self._handlers:
+            raise UsageError(
+                f"Schedule {name!r}: there is no handler for {kind!r}.{did_you_mean(kind, self._handlers)} "
+                "Declare the handler first."
+            )
+        self._schedules[name] = self._with_payload(schedule, payload)
+        return self
+
+    def _schedule(
+        self,
+        name: str,
+        expression: str,
+        timezone: str,
+        kind: str,
+        items: Sequence[Any] | None,
+        priority: int,
+        catch_up: CatchUp,
+    ) -> Schedule:
+        if not isinstance(name, str) or not _SCHEDULE.fullmatch(name):
+            raise UsageError(
+                _bad_name(
+                    "schedule", str(name), "1 to 90 characters of A-Z, a-z, 0-9, _ . : and -", _SCHEDULE
+                )
+            )
+        if name in self._schedules:
+            raise UsageError(f"Two schedules {name!r}: rename one.")
+        if catch_up not in typing.get_args(CatchUp):
+            raise UsageError(f"catch_up={catch_up!r} of schedule {name!r}: say 'none', 'last' or 'all'.")
+        if not -1000 <= priority <= 1000:
+            raise UsageError(f"priority={priority!r} of schedule {name!r} must be from -1000 to 1000.")
+        if isinstance(items, str):
+            raise UsageError(f"items={items!r} of schedule {name!r}: give a list, such as [{items!r}].")
+        try:
+            cron = Cron(expression, timezone)
+            wanted = None if items is None else to_jsonb(list(items))
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"Schedule {name!r}: {error}") from error
+        return Schedule(name, cron, kind, {}, wanted, priority, catch_up)
+
+    def _with_payload(self, schedule: Schedule, payload: Any) -> Schedule:
+        """Check the payload as the worker will, when the job runs."""
+        try:
+            plain = to_jsonb({} if payload is None else payload)
+            self._handlers[schedule.kind].payload.validate_python(plain)
+        except (ValidationError, ValueError) as error:
+            raise UsageError(
+                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} cannot take its payload: {error}"
+            ) from error
+        return replace(schedule, payload=plain)
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str:

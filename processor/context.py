@@ -1,6 +1,7 @@
 """What a handler holds while it runs: the job, its items, and the lines back to the daemon."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -117,6 +118,18 @@ class JobContext(Generic[P]):
     def tags(self) -> tuple[str, ...]:
         """The job's tags."""
         return self._job.tags or ()
+
+    @property
+    def tick(self) -> datetime | None:
+        """The time of its schedule that the job is for, in UTC; None if no schedule made it.
+
+        After an outage, and in another attempt, it is earlier than now.
+        """
+        for tag in self.tags:
+            if tag.startswith("tick:"):
+                with contextlib.suppress(ValueError):
+                    return datetime.fromisoformat(tag.removeprefix("tick:"))
+        return None
 
     @property
     def supabase(self) -> "AsyncClient":

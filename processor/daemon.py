@@ -19,8 +19,10 @@ from processor.errors import ApiError, ConfigError
 from processor.executor import Executor, Stop
 from processor.feed import Feed, FeedTimings
 from processor.lease import Lease
+from processor.maintenance import Maintenance
 from processor.report import Reporter
 from processor.rpc import Rpc
+from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.web.health import HealthServer
@@ -46,6 +48,8 @@ class Daemon:
         self._settings = settings
         self._queues = settings.queues or tuple(sorted({h.queue for h in app.handlers.values()}))
         self._kinds = [h for h in app.handlers.values() if h.queue in self._queues]
+        kinds = {handler.kind for handler in self._kinds}
+        self._planned = [s for s in app.schedules.values() if s.kind in kinds]
         if idle := _without_handler(app, self._queues):
             raise ConfigError(_nothing_to_do(app, idle))
         key = settings.key.get_secret_value()
@@ -70,6 +74,7 @@ class Daemon:
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
         self._worker.employ(Executor(app, settings, self._settler, self._reporter, self._client))
+        self._schedules = Schedules(self.rpc, self.id)
         self._lease = Lease(
             self.rpc,
             self.id,
@@ -77,6 +82,7 @@ class Daemon:
             seconds=settings.lease_seconds,
             feed_mode=lambda: self._feed.mode,
             on_beat=self._feed.heartbeat_sent,
+            on_schedule=self._schedules.due_in,
             register=self._register,
         )
         self._background = Background()
@@ -126,8 +132,12 @@ class Daemon:
             ("heartbeats", self._lease.beat_forever()),
             ("fence", self._lease.fence_forever()),
             ("claims", self._worker.run()),
+            ("schedules", self._schedules.run()),
         ):
             self._background.start(name, part)
+        if self._settings.maintenance_seconds:
+            maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
+            self._background.start("maintenance", maintenance.run())
         self._feed.on_mode(lambda _mode: self._lease.nudge())
         await self._feed.start()
         self._worker.wake("sweep")
@@ -204,6 +214,7 @@ class Daemon:
                 "lease_seconds": self._settings.lease_seconds,
                 "feed": self._feed.mode,
                 "kinds": [handler.declaration() for handler in self._kinds],
+                "schedules": [schedule.declaration() for schedule in self._planned],
             }
         )
         self._registered = True

@@ -14,7 +14,7 @@ import structlog
 
 from processor.errors import ApiError, WorkerUnknown
 from processor.executor import Stop
-from processor.rpc import Attempt, Heartbeat, Rpc
+from processor.rpc import Attempt, Heartbeat, Rpc, seconds_until
 from processor.worker import Worker
 
 _BEATS = 3
@@ -27,7 +27,8 @@ class Lease:
     """Beats, and passes on what the database answers.
 
     ``feed_mode`` says how the worker learns of jobs; ``on_beat`` hears the server's time of every
-    heartbeat, which comes back through the feed; ``register`` makes the server know this worker again.
+    heartbeat, which comes back through the feed; ``on_schedule`` hears in how many seconds a schedule is
+    due, if any; ``register`` makes the server know this worker again.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Lease:
         seconds: float,
         feed_mode: Callable[[], str],
         on_beat: Callable[[datetime], None],
+        on_schedule: Callable[[float | None], None],
         register: Callable[[], Awaitable[None]],
     ) -> None:
         self._rpc = rpc
@@ -47,6 +49,7 @@ class Lease:
         self._seconds = seconds
         self._feed_mode = feed_mode
         self._on_beat = on_beat
+        self._on_schedule = on_schedule
         self._register = register
         self._ends = 0.0
         self._nudged = asyncio.Event()
@@ -141,6 +144,7 @@ class Lease:
         self._lose(answer, held)
         await self._give_back(answer, sent)
         self._worker.due(answer.next_due_at, answer.now, sent=sent, received=received)
+        self._on_schedule(seconds_until(answer.next_schedule_at, answer.now))
 
     def _renew(self, answer: Heartbeat, sent: float) -> None:
         self._ends = sent + (answer.lease_expires_at - answer.now).total_seconds()

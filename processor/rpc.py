@@ -73,6 +73,7 @@ class Heartbeat(_Wire):
     heartbeat_at: datetime
     lease_expires_at: datetime
     next_due_at: datetime | None
+    next_schedule_at: datetime | None = None
     cancel: tuple[UUID, ...] = ()
     lost: tuple[UUID, ...] = ()
     unknown: tuple[Attempt, ...] = ()
@@ -113,12 +114,51 @@ class ItemsAnswer(_Wire):
     cancel: tuple[UUID, ...] = ()
 
 
+class Tick(_Wire):
+    """One step of a schedule: from ``tick`` (None: not computed yet) to ``next``, or why there is none."""
+
+    name: str
+    tick: datetime | None
+    next: datetime | None
+    problem: str | None = None
+
+
+class DueSchedule(_Wire):
+    """A schedule whose time has come; its next one is the first after ``after``."""
+
+    name: str
+    cron: str
+    timezone: str
+    tick: datetime | None
+    after: datetime
+
+
+class ScheduleProblem(_Wire):
+    """Why a schedule made no job."""
+
+    name: str
+    problem: str
+
+
+class SchedulesAnswer(_Wire):
+    """The answer to run_due_schedules."""
+
+    now: datetime
+    due: tuple[DueSchedule, ...]
+    created: tuple[UUID, ...]
+    moved: int
+    problems: tuple[ScheduleProblem, ...]
+    next_at: datetime | None
+
+
 _REGISTRATION = TypeAdapter(Registration)
 _HEARTBEAT = TypeAdapter(Heartbeat)
 _CLAIM = TypeAdapter(Claim)
 _PROGRESS = TypeAdapter(ProgressAnswer)
 _ITEMS = TypeAdapter(ItemsAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
+_SCHEDULES = TypeAdapter(SchedulesAnswer)
+_COUNT = TypeAdapter(int)
 
 
 class Rpc:
@@ -201,6 +241,16 @@ class Rpc:
         answer = await self._call("release_jobs", {"worker_id": str(worker_id), "jobs": wire})
         return _parse(_SETTLED, "release_jobs", answer)
 
+    async def run_due_schedules(self, worker_id: UUID, ticks: Sequence[Tick] = ()) -> SchedulesAnswer:
+        """Move schedules on, which makes their jobs; learn what is due, and when to come back."""
+        wire = [tick.model_dump(mode="json") for tick in ticks]
+        answer = await self._call("run_due_schedules", {"worker_id": str(worker_id), "ticks": wire})
+        return _parse(_SCHEDULES, "run_due_schedules", answer)
+
+    async def prune_jobs(self, batch: int) -> int:
+        """Delete up to ``batch`` finished jobs whose time is over; return how many."""
+        return _parse(_COUNT, "prune_jobs", await self._call("prune_jobs", {"batch": batch}))
+
     async def deregister_worker(self, worker_id: UUID) -> None:
         """Leave; whatever is still held goes back."""
         await self._call("deregister_worker", {"worker_id": str(worker_id)})
@@ -243,6 +293,11 @@ class Rpc:
             ) from error
         except RecursionError as error:
             raise ApiError(f"{function} answered with JSON that is nested too deeply to be read") from error
+
+
+def seconds_until(moment: datetime | None, now: datetime) -> float | None:
+    """Return how far away a moment of the server is by the server's own clock; None for no moment."""
+    return None if moment is None else (moment - now).total_seconds()
 
 
 def _problem(response: httpx.Response) -> APIError:

@@ -129,6 +129,7 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         seconds=90,
         feed_mode=lambda: "polling",
         on_beat=lambda _at: None,
+        on_schedule=lambda _seconds: None,
         register=nobody,
     )
     worker.wake("sweep")

@@ -146,7 +146,9 @@ async def test_a_worker_role_executes_the_worker_functions_and_nothing_else(proj
 
 async def test_a_worker_role_reads_what_it_subscribes_to_and_writes_nothing(project):
     rights = await rights_of(project, "job_processor", "select", *WRITES)
-    assert rights == {"select": {"jobs", "job_queues", "job_schedules", "job_workers"}} | {p: set() for p in WRITES}
+    assert rights == {"select": {"jobs", "job_queues", "job_schedules", "job_workers"}} | {
+        p: set() for p in WRITES
+    }
 
 
 async def test_a_worker_role_sees_the_jobs_of_all(busy):

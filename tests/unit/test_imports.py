@@ -18,8 +18,11 @@ ARROWS = {
     "clients": set(),
     "retry": {"errors", "job", "jsonb"},
     "context": {"job", "jsonb", "log"},
-    "app": {"context", "errors", "retry"},
+    "cron": {"errors"},
+    "app": {"context", "cron", "errors", "jsonb", "retry"},
     "rpc": {"errors", "job"},
+    "schedules": {"cron", "errors", "rpc"},
+    "maintenance": {"errors", "rpc"},
     "settle": {"errors", "job", "rpc"},
     "report": {"errors", "job", "jsonb", "rpc"},
     "executor": {
