@@ -229,7 +229,7 @@ class Processor:
             raise UsageError('Write @app.cron("0 3 * * *"), with the time in parentheses.')
 
         def declare(function: F) -> F:
-            name: str = kind or getattr(function, "__name__", "")
+            name = kind or str(getattr(function, "__name__", ""))
             schedule = self._schedule(name, expression, timezone, name, items, priority, catch_up)
             self.job(
                 name,
@@ -311,7 +311,7 @@ class Processor:
             self._handlers[schedule.kind].payload.validate_python(plain)
         except (ValidationError, ValueError) as error:
             raise UsageError(
-                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} cannot take its payload: {error}"
+                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} takes another payload: {error}"
             ) from error
         return replace(schedule, payload=plain)
 
