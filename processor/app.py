@@ -309,10 +309,14 @@ class Processor:
         try:
             plain = to_jsonb({} if payload is None else payload)
             self._handlers[schedule.kind].payload.validate_python(plain)
-        except (ValidationError, ValueError) as error:
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in error.errors()]
             raise UsageError(
-                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} takes another payload: {error}"
+                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} takes another payload: "
+                f"{'; '.join(wrong)}"
             ) from error
+        except ValueError as error:
+            raise UsageError(f"Schedule {schedule.name!r}: its payload cannot be stored: {error}") from error
         return replace(schedule, payload=plain)
 
 

@@ -29,7 +29,7 @@ class Cron:
     timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        self._from(_SOME_TIME)
+        self.after(_SOME_TIME)
 
     def after(self, moment: datetime) -> datetime:
         """Return the first time after ``moment``, in UTC.
