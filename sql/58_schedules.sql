@@ -48,7 +48,8 @@ comment on column public.job_schedules.catch_up is
   'What happens to times at which no worker was alive. last: however many they were, one job, for the last of them. '
   'all: a job for each. none: what is more than a minute late is left out.';
 comment on column public.job_schedules.next_run_at is
-  'The tick: when it makes its next job; null: a worker will compute it, unless there is a problem. May be set, to run once at another time.';
+  'The tick: when it makes its next job; null: a worker will compute it, unless there is a problem. May be set, to run once at '
+  'another time.';
 comment on column public.job_schedules.last_run_at is 'When it last made a job.';
 comment on column public.job_schedules.last_job_id is 'That job.';
 comment on column public.job_schedules.problem is 'Why it made no job the last time, or cannot run at all; null: all is well.';
@@ -114,10 +115,9 @@ declare
   s public.job_schedules;
 begin
   -- only what a handler may say, in one form: paused is the operators' word, and nobody's credits are declared away
-  select to_jsonb(r) into wanted from jsonb_to_record(
-    '{"timezone": "UTC", "payload": {}, "priority": 0, "catch_up": "last"}' || jsonb_strip_nulls(declare_schedule.schedule - 'payload' - 'items')
-      || jsonb_build_object('payload', coalesce(declare_schedule.schedule -> 'payload', '{}'), 'items', declare_schedule.schedule -> 'items')
-  ) r (name text, cron text, timezone text, kind text, queue text, payload jsonb, items jsonb, priority int, catch_up text);
+  select to_jsonb(r) into wanted
+  from jsonb_to_record('{"timezone": "UTC", "payload": {}, "priority": 0, "catch_up": "last"}' || declare_schedule.schedule)
+    r (name text, cron text, timezone text, kind text, queue text, payload jsonb, items jsonb, priority int, catch_up text);
   -- LOCK: the schedule
   select * into s from public.job_schedules x where x.name = wanted ->> 'name' for no key update;
   if not found then
@@ -151,7 +151,9 @@ set search_path = ''
 as $$
 begin
   -- LOCK: schedules, by name
-  perform processor.declare_schedule(d) from jsonb_array_elements(coalesce(nullif(declare_schedules.schedules, 'null'), '[]')) d order by d ->> 'name';
+  perform processor.declare_schedule(d)
+  from jsonb_array_elements(coalesce(nullif(declare_schedules.schedules, 'null'), '[]')) d
+  order by d ->> 'name';
   -- a new worker may be able to compute what the others could not
   update public.job_schedules s set problem = null
   from (
@@ -289,7 +291,8 @@ begin
     perform processor.fail('JQ011', format('unknown worker: %s', run_due_schedules.worker_id), '', 'Register again.');
   end if;
   if coalesce(jsonb_typeof(run_due_schedules.ticks), '') <> 'array' then
-    perform processor.fail('JQ006', 'ticks must be an array', '', 'Give [{"name", "tick", "next"}, …], or leave it out to learn what is due.');
+    perform processor.fail('JQ006', 'ticks must be an array', '',
+      'Give [{"name", "tick", "next"}, …], or leave it out to learn what is due.');
   end if;
   perform processor.check_range('the number of ticks', jsonb_array_length(run_due_schedules.ticks), 0, 1000);
   -- LOCK: schedules, by name; one that another worker has in hand is run there. Then accounts, by owner

@@ -46,7 +46,13 @@ class Kitchen:
     def __init__(self, project, title) -> None:
         self.project = project
         self.blocks = RECIPES[title]
-        self.names = {"queue": "default", "other queue": "slow", "kind": "translate", "worker": "web-1"}
+        self.names = {
+            "queue": "default",
+            "other queue": "slow",
+            "kind": "translate",
+            "worker": "web-1",
+            "schedule": "nightly",
+        }
 
     async def cook(self, block: int = 0, **names):
         """Run a block with its placeholders filled in; return the rows of its last statement."""
@@ -219,6 +225,70 @@ async def _(k, project):
     )
     assert await k.cook() == [{"rescue_jobs": 1}]
     assert (await project.job(project.running))["status"] == "pending"
+
+
+async def scheduled(project):
+    """Make a schedule that comes every night, of a kind that is free."""
+    await project.kind("report")
+    await project.sql(
+        "insert into public.job_schedules (name, cron, kind) values ('nightly', '0 3 * * *', 'report')"
+    )
+    tick = {"name": "nightly", "tick": None, "next": "2099-01-01T03:00:00Z"}
+    await project.call("run_due_schedules", worker_id=project.web.id, ticks=[tick])
+
+
+@recipe("What runs when, and what does not?")
+async def _(k, project):
+    await scheduled(project)
+    [row] = await k.cook()
+    assert (row["schedule"], row["state"], row["next_run_at"].year) == ("nightly", "ok", 2099)
+
+
+@recipe("Make a schedule")
+async def _(k, project):
+    await k.cook(kind="report")
+    answer = await project.call("run_due_schedules", worker_id=project.web.id)
+    assert [due["timezone"] for due in answer["due"]] == ["Europe/Berlin"]
+
+
+@recipe("Change a schedule")
+async def _(k, project):
+    await scheduled(project)
+    await k.cook()
+    answer = await project.call("run_due_schedules", worker_id=project.web.id)
+    assert [(due["cron"], due["tick"]) for due in answer["due"]] == [("0 7 * * *", None)]
+
+
+@recipe("Pause a schedule, and let it go on")
+async def _(k, project):
+    await scheduled(project)
+    assert await k.cook(0) == [{"name": "nightly", "paused": True}]
+    assert await project.sql("select processor.next_schedule_at()") is None
+    assert await k.cook(1) == [{"name": "nightly", "paused": False}]
+    assert await project.sql("select processor.next_schedule_at()") is not None
+
+
+@recipe("Run a schedule now")
+async def _(k, project):
+    await scheduled(project)
+    [row] = await k.cook()
+    job = await project.job({"id": str(row["id"])})
+    assert (job["kind"], job["status"], job["tags"]) == ("report", "pending", ["schedule:nightly"])
+
+
+@recipe("Run it once at another time")
+async def _(k, project):
+    await scheduled(project)
+    await k.cook()
+    left = await project.sql("select processor.next_schedule_at() - processor.now()")
+    assert timedelta(minutes=9) < left <= timedelta(minutes=10)
+
+
+@recipe("Remove a schedule")
+async def _(k, project):
+    await scheduled(project)
+    await k.cook()
+    assert await project.sql("select processor.next_schedule_at()") is None
 
 
 @recipe("Give credits")
