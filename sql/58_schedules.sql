@@ -69,9 +69,7 @@ begin
     perform processor.fail('JQ006', format('schedule %s: %s is not a cron expression', new.name, left(new.cron, 100)), '',
       'Five fields: minute, hour, day of month, month, weekday. 0 3 * * * is every day at 3:00.');
   end if;
-  if new.catch_up not in ('none', 'last', 'all') then
-    perform processor.fail('JQ006', format('schedule %s: catch_up %s is not none, last or all', new.name, left(new.catch_up, 100)));
-  end if;
+  perform processor.check_choice(format('schedule %s: catch_up', new.name), new.catch_up, array['none', 'last', 'all']);
   if jsonb_typeof(new.payload) <> 'object' then
     perform processor.fail('JQ003', format('schedule %s: payload must be a JSON object, this is %s', new.name, jsonb_typeof(new.payload)),
       '', 'Wrap it: {"value": …}.');
@@ -182,94 +180,85 @@ $$;
 comment on function processor.next_schedule_at() is
   'When a worker should next call run_due_schedules(): the past means now, null means that there is nothing to do.';
 
-create or replace function processor.make_scheduled_job(schedule public.job_schedules, tick timestamptz default null)
-returns public.jobs
+create or replace function processor.scheduled_job(schedule public.job_schedules, tick timestamptz default null)
+returns jsonb
 language plpgsql
+immutable
 set search_path = ''
 as $$
 declare
   tick_name constant text := replace(
-    to_char(make_scheduled_job.tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', '');
+    to_char(scheduled_job.tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000', '');
 begin
-  -- LOCK: the caller holds the schedule and the owner's account
-  return public.create_job(
-    kind => schedule.kind,
-    payload => schedule.payload,
-    items => schedule.items,
-    queue => schedule.queue,
-    priority => schedule.priority,
-    owner_id => schedule.owner_id,
-    idempotency_key => 'schedule:' || schedule.name || ':' || tick_name,
-    tags => array_remove(array['schedule:' || schedule.name, 'tick:' || tick_name], null)
+  return jsonb_build_object(
+    'kind', schedule.kind,
+    'payload', schedule.payload,
+    'items', schedule.items,
+    'queue', schedule.queue,
+    'priority', schedule.priority,
+    'owner_id', schedule.owner_id,
+    'idempotency_key', 'schedule:' || schedule.name || ':' || tick_name,
+    'tags', array_remove(array['schedule:' || schedule.name, 'tick:' || tick_name], null)
   );
 end
 $$;
-comment on function processor.make_scheduled_job(public.job_schedules, timestamptz) is
-  'The job of a schedule for one tick; null: for no tick, as often as asked.';
+comment on function processor.scheduled_job(public.job_schedules, timestamptz) is
+  'A schedule''s job as create_jobs takes it, for one tick; null: for no tick, as often as asked.';
 
-create or replace function processor.run_ticks(schedule text, ticks jsonb, room int)
-returns table (created uuid[], moved int, problem text)
+create or replace function processor.plan_ticks(names text[], ticks jsonb, room int, failed jsonb)
+returns table (name text, steps int, next_run_at timestamptz, problem text, jobs jsonb)
 language plpgsql
 set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   moment constant timestamptz := processor.now();
+  planned int := 0;
+  wanted boolean;
   s public.job_schedules;
   t record;
-  wanted boolean;
-  job public.jobs;
-  hint text;
 begin
-  -- LOCK: the caller holds the schedule and the owner's account
-  select * into s from public.job_schedules x where x.name = run_ticks.schedule;
-  created := '{}';
-  moved := 0;
-  problem := s.problem;
-  for t in
-    select (e.value ->> 'tick')::timestamptz as tick, (e.value ->> 'next')::timestamptz as next, left(e.value ->> 'problem', 500) as problem
-    from jsonb_array_elements(run_ticks.ticks) with ordinality e
-    where e.value ->> 'name' = run_ticks.schedule
-    order by e.ordinality
-  loop
-    -- another worker has moved it, somebody has changed it, or its time has not come
-    exit when s.paused or s.next_run_at is distinct from t.tick or t.tick > moment or cardinality(created) >= run_ticks.room;
-    exit when t.next <= t.tick or (t.next is null and t.problem is null);
-    problem := t.problem;
-    wanted := case s.catch_up
-      when 'all' then true
-      when 'last' then t.next is null or t.next > moment
-      when 'none' then t.tick >= moment - interval '1 minute'
-    end;
-    if t.tick is not null and wanted then
-      begin
-        job := processor.make_scheduled_job(s, t.tick);
-        created := created || job.id;
-        s.last_run_at := moment;
-        s.last_job_id := job.id;
-      exception when others then
-        -- what passes by itself is tried again, as a whole; anything else is this schedule's own problem
-        if left(sqlstate, 2) in ('08', '40', '53', '55', '57', '58', 'XX') then
-          raise;
-        end if;
-        get stacked diagnostics hint = pg_exception_hint;
-        problem := concat_ws('. ', t.problem, sqlerrm, nullif(hint, ''));
+  -- LOCK: the caller holds the schedules. Those that had a problem come first: if they still have it, that is found at once
+  for s in select * from public.job_schedules x where x.name = any (plan_ticks.names) order by x.problem is null, x.name loop
+    name := s.name;
+    steps := 0;
+    next_run_at := s.next_run_at;
+    problem := null;
+    jobs := '[]';
+    for t in
+      select (e.value ->> 'tick')::timestamptz as tick, (e.value ->> 'next')::timestamptz as next,
+        left(e.value ->> 'problem', 500) as problem
+      from jsonb_array_elements(plan_ticks.ticks) with ordinality e
+      where e.value ->> 'name' = s.name
+      order by e.ordinality
+    loop
+      -- another worker has moved it, somebody has changed it, or its time has not come
+      exit when s.paused or next_run_at is distinct from t.tick or t.tick > moment;
+      exit when t.next <= t.tick or (t.next is null and t.problem is null);
+      wanted := t.tick is not null and not plan_ticks.failed ? s.name and case s.catch_up
+        when 'all' then true
+        when 'last' then t.next is null or t.next > moment
+        when 'none' then t.tick >= moment - interval '1 minute'
       end;
+      if wanted then
+        exit when planned >= plan_ticks.room;
+        planned := planned + 1;
+        jobs := jobs || processor.scheduled_job(s, t.tick);
+      end if;
+      steps := steps + 1;
+      next_run_at := t.next;
+      problem := t.problem;
+    end loop;
+    if steps > 0 then
+      return next;
     end if;
-    s.next_run_at := t.next;
-    moved := moved + 1;
   end loop;
-  if moved > 0 then
-    update public.job_schedules x
-    set next_run_at = s.next_run_at, last_run_at = s.last_run_at, last_job_id = s.last_job_id, problem = run_ticks.problem
-    where x.name = s.name;
-  end if;
-  return next;
 end
 $$;
-comment on function processor.run_ticks(text, jsonb, int) is
-  'Make the jobs of one schedule whose ticks have come, as its catch_up says, at most room of them, and move it on. Ticks that are '
-  'not its next one are left alone.';
+comment on function processor.plan_ticks(text[], jsonb, int, jsonb) is
+  'How far each schedule goes with these ticks, and which jobs that makes, at most room of them in all: for every tick that has come, '
+  'or the last, or those that are not late, as catch_up says; for those that failed (by name) none. Ticks that are not a schedule''s '
+  'next one are left alone.';
 
 create or replace function public.run_due_schedules(worker_id uuid, ticks jsonb default '[]')
 returns jsonb
@@ -281,11 +270,13 @@ as $$
 declare
   moment timestamptz;
   names text[];
-  schedule text;
-  run record;
-  created uuid[] := '{}';
-  moved int := 0;
-  problems jsonb := '[]';
+  room int := 100;
+  plan jsonb;
+  jobs jsonb;
+  made jsonb := '[]';
+  failed jsonb := '{}';
+  first text;
+  hint text;
 begin
   if not exists (select from public.job_workers w where w.id = run_due_schedules.worker_id) then
     perform processor.fail('JQ011', format('unknown worker: %s', run_due_schedules.worker_id), '', 'Register again.');
@@ -295,30 +286,65 @@ begin
       'Give [{"name", "tick", "next"}, …], or leave it out to learn what is due.');
   end if;
   perform processor.check_range('the number of ticks', jsonb_array_length(run_due_schedules.ticks), 0, 1000);
-  -- LOCK: schedules, by name; one that another worker has in hand is run there. Then accounts, by owner
-  select array_agg(l.name order by l.name) into names from (
+  -- LOCK: schedules, by name, waiting for none: one that another worker has in hand is run there. Then what create_jobs locks
+  select array_agg(l.name) into names from (
     select s.name from public.job_schedules s
     where s.name in (select e.value ->> 'name' from jsonb_array_elements(run_due_schedules.ticks) e)
     order by s.name for no key update skip locked
   ) l;
-  perform 1 from public.credit_accounts a
-  where a.owner_id in (select s.owner_id from public.job_schedules s where s.name = any (names))
-  order by a.owner_id for no key update;
-  foreach schedule in array coalesce(names, '{}') loop
-    select * into run from processor.run_ticks(schedule, run_due_schedules.ticks, 100 - cardinality(created));
-    created := created || run.created;
-    moved := moved + run.moved;
-    if run.moved > 0 and run.problem is not null then
-      problems := problems || jsonb_build_object('name', schedule, 'problem', run.problem);
-    end if;
+
+  loop
+    select coalesce(jsonb_agg(p), '[]') into plan from processor.plan_ticks(names, run_due_schedules.ticks, room, failed) p;
+    select coalesce(jsonb_agg(j.value order by e.ordinality, j.ordinality), '[]'), min(e.value ->> 'name') into jobs, first
+    from jsonb_array_elements(plan) with ordinality e
+    cross join lateral jsonb_array_elements(e.value -> 'jobs') with ordinality j;
+    exit when jobs = '[]';
+    begin
+      made := public.create_jobs(jobs);
+      exit;
+    exception when others then
+      -- what passes by itself is tried again, by the caller or at the next call
+      if left(sqlstate, 2) in ('08', '40', '53', '55', '57', '58', 'XX') then
+        raise;
+      end if;
+      -- all or none: so one alone, which shows whether the problem is its own. If so the others go on without it, else they
+      -- follow in the next calls
+      if jsonb_array_length(jobs) > 1 then
+        room := 1;
+      else
+        get stacked diagnostics hint = pg_exception_hint;
+        failed := failed || jsonb_build_object(first, concat_ws('. ', sqlerrm, nullif(hint, '')));
+        room := 100;
+      end if;
+    end;
   end loop;
 
   moment := processor.now();
+  update public.job_schedules s
+  set next_run_at = p.next_run_at,
+    last_run_at = case when p.job_id is null then s.last_run_at else moment end,
+    last_job_id = coalesce(p.job_id, s.last_job_id),
+    problem = nullif(concat_ws('. ', p.problem, failed ->> s.name), '')
+  from (
+    select e.value ->> 'name' as name, (e.value ->> 'next_run_at')::timestamptz as next_run_at, e.value ->> 'problem' as problem,
+      l.last, (made -> (l.last - 1) ->> 'id')::uuid as job_id
+    from jsonb_array_elements(plan) with ordinality e
+    cross join lateral ( -- its last job is the one up to which its own and those before it reach
+      select case when e.value -> 'jobs' <> '[]' then sum(jsonb_array_length(b.value -> 'jobs')) end::int as last
+      from jsonb_array_elements(plan) with ordinality b where b.ordinality <= e.ordinality
+    ) l
+  ) p
+  where s.name = p.name;
+
   return jsonb_build_object(
     'now', moment,
-    'created', to_jsonb(created),
-    'moved', moved,
-    'problems', problems,
+    'created', coalesce((select jsonb_agg(m -> 'id') from jsonb_array_elements(made) m where (m -> 'created')::boolean), '[]'),
+    'moved', jsonb_array_length(plan),
+    'problems', coalesce((
+      select jsonb_agg(jsonb_build_object('name', s.name, 'problem', s.problem) order by s.name)
+      from jsonb_array_elements(plan) e join public.job_schedules s on s.name = e.value ->> 'name'
+      where s.problem is not null
+    ), '[]'),
     'next_at', processor.next_schedule_at(),
     'due', coalesce((
       select jsonb_agg(jsonb_build_object(
@@ -339,8 +365,8 @@ end
 $$;
 comment on function public.run_due_schedules(uuid, jsonb) is
   'Make the jobs whose time has come. ticks: [{"name", "tick", "next", "problem"}], in order: for a schedule whose next_run_at is tick '
-  '(null: not computed yet) the next time is next, or cannot be computed because of problem. Returns what was made, what is due and '
-  'must be computed first (the first time after "after", and on until now), and when to come back.';
+  '(null: not computed yet) the next time is next, or cannot be computed because of problem. Returns what was made, how many schedules '
+  'moved, what is due and must be computed first (the first time after "after", and on until now), and when to come back.';
 
 create or replace function processor.find_schedule(name text)
 returns public.job_schedules
@@ -404,9 +430,10 @@ declare
   s public.job_schedules;
   job public.jobs;
 begin
-  -- LOCK: the schedule, then what create_job locks
+  -- LOCK: the schedule, then what create_jobs locks
   s := processor.find_schedule(run_schedule.name);
-  job := processor.make_scheduled_job(s);
+  job.id := public.create_jobs(jsonb_build_array(processor.scheduled_job(s))) #>> '{0,id}';
+  select * into job from public.jobs j where j.id = job.id;
   update public.job_schedules x
   set last_run_at = processor.now(), last_job_id = job.id, problem = case when x.next_run_at is null then x.problem end
   where x.name = s.name;

@@ -340,7 +340,7 @@ async def test_a_schedule_of_an_unknown_kind_says_so_and_stops_no_other(project,
     await run(worker)
     await project.at(at(3, day=23))
     answer = await ask(worker, *plan(await ask(worker)))
-    assert len(answer.created) == 2
+    assert (len(answer.created), answer.moved) == (2, 3), "all in one call"
     assert [(p.name, "unknown kind: nothing" in p.problem) for p in answer.problems] == [("bad", True)]
     found = await health(project, "bad")
     assert (found["state"], found["next_run_at"]) == ("problem", at(3, day=24))
@@ -351,6 +351,36 @@ async def test_a_schedule_of_an_unknown_kind_says_so_and_stops_no_other(project,
     await run(worker)
     assert (await row(project, "bad"))["problem"] is None
     assert (await health(project, "bad"))["state"] == "ok"
+
+
+async def test_bad_ones_among_good_ones_cost_them_a_few_calls_and_nothing_else(project, worker):
+    for name in "abcdefgh":
+        kind = "nothing" if name in "dfg" else "echo"
+        await schedule(project, name, "0 * * * *", kind=kind, catch_up="all")
+    await run(worker)
+    await project.at(at(15))
+    assert len(await run(worker)) == 5 * 3
+    assert {
+        str(row["next_run_at"].hour) for row in await project.rows("select * from public.job_schedules")
+    } == {"16"}
+    # the second time it is known whose fault it is
+    await project.at(at(16))
+    answer = await ask(worker, *plan(await ask(worker)))
+    assert (len(answer.created), answer.moved, len(answer.problems)) == (5, 8, 3)
+
+
+async def test_two_that_an_owner_cannot_pay_together_are_made_as_far_as_the_credits_go(project, worker):
+    await project.kind("dear", credits_per_job=10)
+    await project.grant(ALICE, 15)
+    for name in "abc":
+        await schedule(project, name, kind="dear", owner_id=ALICE)
+    await run(worker)
+    await project.at(at(3, day=23))
+    assert len(await run(worker)) == 1
+    rows = await project.rows("select problem from public.job_schedules order by name")
+    assert [row["problem"] is None for row in rows] == [True, False, False]
+    assert await project.balance(ALICE) == (5, 10, 0)
+    assert await project.faults() == []
 
 
 async def test_an_owner_without_credits_is_the_schedules_problem_and_costs_nobody_anything(project, worker):
@@ -410,7 +440,7 @@ async def test_a_changed_payload_is_given_a_chance(project, worker):
         ({"cron": "9" * 300 + " * * * *"}, "JQ006", "not a cron expression"),
         ({"name": "two words"}, "JQ006", "is not a name"),
         ({"name": "x" * 91}, "JQ006", "is not a name"),
-        ({"catch_up": "some"}, "JQ006", "catch_up some"),
+        ({"catch_up": "some"}, "JQ006", "catch_up is some"),
         ({"payload": [1]}, "JQ003", "must be a JSON object"),
     ],
 )
