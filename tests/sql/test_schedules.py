@@ -21,10 +21,11 @@ async def change(project: Project, name: str = "nightly", **columns):
     await project.sql(f"update public.job_schedules set {sets} where name = $1", name, *columns.values())
 
 
-async def ask(worker, *ticks, project=None):
+async def ask(worker, *ticks, project=None, by=None):
     """Call once, as the daemon does; the answer is the one it reads."""
     answer = await (project or worker.project).call(
         "run_due_schedules",
+        by=by,
         worker_id=worker.id,
         ticks=[tick.model_dump(mode="json") for tick in ticks],
     )
@@ -461,6 +462,16 @@ async def test_the_service_writes_schedules_and_a_worker_reads_them(project, wor
         assert [r["name"] for r in await project.rows("select name from public.job_schedules")] == ["nightly"]
     async with project.acting("service_role", api=True):
         await project.sql("delete from public.job_schedules")
+
+
+@pytest.mark.parametrize("role", ["job_processor", "service_role"])
+async def test_a_worker_runs_schedules_with_either_role_whoever_owns_them(project, worker, role):
+    await project.kind("internal", public=False)
+    await schedule(project, kind="internal", owner_id=ALICE)
+    await ask(worker, *plan(await ask(worker, by=role)), by=role)
+    await project.at(at(3, day=23))
+    answer = await ask(worker, *plan(await ask(worker, by=role)), by=role)
+    assert (len(answer.created), answer.problems) == (1, ())
 
 
 # what handlers declare
