@@ -309,6 +309,16 @@ async def test_a_paused_schedule_makes_no_jobs_and_resumed_goes_on_with_the_next
     assert await made(project) == ["2026-11-22T17:00:00Z"]
 
 
+async def test_a_pause_that_comes_between_is_obeyed(project, worker):
+    await schedule(project)
+    await run(worker)
+    await project.at(at(3, day=23))
+    ticks = plan(await ask(worker))
+    await change(project, paused=True)
+    answer = await ask(worker, *ticks)
+    assert (answer.moved, answer.due, answer.next_at) == (0, (), None)
+
+
 async def test_resuming_what_is_not_paused_leaves_its_next_time_alone(project, worker):
     await schedule(project)
     await run(worker)
