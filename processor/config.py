@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(10, ge=0, le=600)
     """How long a cancelled handler may clean up."""
     maintenance_seconds: float = Field(300, ge=0, le=86400)
-    """Between two rounds of housekeeping, such as deleting jobs whose time is over; 0: never."""
+    """Between two rounds of housekeeping, which clear away jobs and credits whose time is over; 0: never."""
     http_host: str = "127.0.0.1"
     """Address of /healthz and /readyz."""
     http_port: int | None = Field(None, ge=0, le=65535)

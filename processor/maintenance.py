@@ -25,7 +25,10 @@ class Maintenance:
 
     def __init__(self, rpc: Rpc, seconds: float) -> None:
         self._seconds = seconds
-        self._tasks: dict[str, Callable[[int], Awaitable[int]]] = {"prune_jobs": rpc.prune_jobs}
+        self._tasks: dict[str, Callable[[int], Awaitable[int]]] = {
+            "prune_jobs": rpc.prune_jobs,
+            "expire_credits": rpc.expire_credits,
+        }
 
     async def run(self) -> None:
         """Make rounds until cancelled."""

@@ -251,6 +251,10 @@ class Rpc:
         """Delete up to ``batch`` finished jobs whose time is over; return how many."""
         return _parse(_COUNT, "prune_jobs", await self._call("prune_jobs", {"batch": batch}))
 
+    async def expire_credits(self, batch: int) -> int:
+        """Take up to ``batch`` lots of credits whose time is over out of their accounts; return how many."""
+        return _parse(_COUNT, "expire_credits", await self._call("expire_credits", {"batch": batch}))
+
     async def deregister_worker(self, worker_id: UUID) -> None:
         """Leave; whatever is still held goes back."""
         await self._call("deregister_worker", {"worker_id": str(worker_id)})

@@ -179,6 +179,22 @@ async def test_a_daemon_prunes_every_now_and_then(clock: Clock, admin) -> None:
         assert (await daemon.event("maintenance.done"))["task"] == "prune_jobs"
 
 
+async def test_a_daemon_expires_credits_every_now_and_then(clock: Clock, admin, new_user, eventually) -> None:
+    user = await new_user(credits=5)
+    async with clock.daemons(PROCESSOR_MAINTENANCE_SECONDS="0.5"):
+        await admin.execute(
+            "update public.credit_lots set expires_at = now() - interval '1 second' where owner_id = $1",
+            user.id,
+        )
+
+        async def expired():
+            [account] = (await user.rest.table("credit_accounts").select("*").execute()).data
+            return (account["available"], account["expired"]) == (0, 5)
+
+        await eventually(expired, within=15)
+        assert [dict(row) for row in await admin.fetch("select * from processor.check_credits()")] == []
+
+
 # -- one room, with an API that answers as told -------------------------------------------------------
 
 
@@ -265,6 +281,7 @@ async def test_a_round_stops_at_the_first_batch_that_is_not_full_and_is_bounded(
     for answered, calls in ((BATCH - 1, 1), (BATCH, MAX_BATCHES)):
         api.calls["prune_jobs"].clear()
         api.answers["prune_jobs"] = lambda _arguments, count=answered: (200, count)
+        api.answers["expire_credits"] = lambda _arguments: (200, 0)
         async with running(Maintenance(rpc, 0.6).run()):
             await eventually(lambda expected=calls: len(api.calls["prune_jobs"]) == expected)
             await asyncio.sleep(0.2)
@@ -274,8 +291,10 @@ async def test_a_round_stops_at_the_first_batch_that_is_not_full_and_is_bounded(
 
 async def test_housekeeping_goes_on_after_an_error(api: ScriptedApi, rpc: Rpc, eventually) -> None:
     api.answers["prune_jobs"] = lambda _arguments: (400, {"code": "JQ006", "message": "no"})
+    api.answers["expire_credits"] = lambda _arguments: (200, 0)
     with pytest.raises(ApiError):
         await rpc.prune_jobs(1)
     async with running(Maintenance(rpc, 0.1).run()) as task:
-        await eventually(lambda: len(api.calls["prune_jobs"]) >= 4)
+        await eventually(lambda: len(api.calls["expire_credits"]) >= 3)
+        assert len(api.calls["prune_jobs"]) >= 3
         assert not task.done()
