@@ -133,13 +133,6 @@ class DueSchedule(_Wire):
     after: datetime
 
 
-class ScheduleProblem(_Wire):
-    """Why a schedule made no job."""
-
-    name: str
-    problem: str
-
-
 class SchedulesAnswer(_Wire):
     """The answer to run_due_schedules."""
 
@@ -147,7 +140,7 @@ class SchedulesAnswer(_Wire):
     due: tuple[DueSchedule, ...]
     created: tuple[UUID, ...]
     moved: int
-    problems: tuple[ScheduleProblem, ...]
+    problems: dict[str, str]
     next_at: datetime | None
 
 

@@ -1,6 +1,6 @@
 """Runs schedules: computes when each comes next, and has the database make the jobs.
 
-The database decides who makes a job (see ``sql/58_schedules.sql``); this only computes times. Every
+The database decides who makes a job (see ``sql/59_run_schedules.sql``); this only computes times. Every
 daemon does it, for all schedules of the project: one is enough, more do no harm.
 """
 
@@ -62,8 +62,8 @@ class Schedules:
         answer = await self._rpc.run_due_schedules(self._id)
         while ticks := plan(answer):
             answer = await self._rpc.run_due_schedules(self._id, ticks)
-            for problem in answer.problems:
-                log.warning("schedule.problem", schedule=problem.name, problem=problem.problem)
+            for name, problem in answer.problems.items():
+                log.warning("schedule.problem", schedule=name, problem=problem)
             if answer.created:
                 log.info("schedules.ran", jobs=[str(job) for job in answer.created])
             if not answer.moved:  # another worker has them in hand: look again when it is done

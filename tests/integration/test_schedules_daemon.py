@@ -223,7 +223,7 @@ async def running(loop: Any) -> AsyncIterator[asyncio.Task[None]]:
 
 
 def answers(**fields: Any) -> Callable[[dict[str, Any]], tuple[int, Any]]:
-    told = {"now": NOW, "due": [], "created": [], "moved": 0, "problems": [], "next_at": None} | fields
+    told = {"now": NOW, "due": [], "created": [], "moved": 0, "problems": {}, "next_at": None} | fields
     told = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}
     return lambda _arguments: (200, told)
 

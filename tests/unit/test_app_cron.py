@@ -199,7 +199,7 @@ def due(name: str, cron: str, tick: datetime | None, after: datetime | None = No
 
 
 def answer(*schedules: DueSchedule) -> SchedulesAnswer:
-    return SchedulesAnswer(now=NOW, due=schedules, created=(), moved=0, problems=(), next_at=None)
+    return SchedulesAnswer(now=NOW, due=schedules, created=(), moved=0, problems={}, next_at=None)
 
 
 def test_steps_lead_from_tick_to_tick_until_now() -> None:
