@@ -202,7 +202,8 @@ $$;
 comment on function public.run_due_schedules(uuid, jsonb) is
   'Make the jobs whose time has come. ticks: [{"name", "tick", "next", "problem"}], in order: for a schedule whose next_run_at is tick '
   '(null: not computed yet) the next time is next, or cannot be computed because of problem. Returns what was made, how many schedules '
-  'moved, why some made no job, what is due and must be computed first (the first time after "after", and on until now), and when to come back.';
+  'moved, why some made no job, what is due and must be computed first (the first time after "after", and on until now), and when '
+  'to come back.';
 
 create or replace function processor.find_schedule(name text)
 returns public.job_schedules
