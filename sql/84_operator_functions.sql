@@ -242,14 +242,34 @@ begin
   end if;
   perform processor.check_text('reason', undo_grant.reason, 500);
   -- LOCK: the account; what was taken back before is known only then
-  select a.available into available from public.credit_accounts a where a.owner_id = entry.owner_id for no key update;
+  perform 1 from public.credit_accounts a where a.owner_id = entry.owner_id for no key update;
+  perform processor.expire_lots(array[entry.owner_id]);
+  select a.available into available from public.credit_accounts a where a.owner_id = entry.owner_id;
   select coalesce(sum(e.amount), 0)::bigint into taken_in_all from public.credit_entries e where e.undoes = entry.id;
   owner_id := entry.owner_id;
   granted := entry.amount;
   taken := least(granted - taken_in_all, available);
   if taken > 0 then
-    insert into public.credit_entries (owner_id, kind, amount, reason, undoes)
-    values (entry.owner_id, 'clawback', taken, undo_grant.reason, entry.id);
+    -- the grant's own lot first, then the others in the order of burning
+    with lots as materialized (
+      select x.id, x.remaining, x.upto, least(x.upto, taken) - (x.upto - x.remaining) as amount
+      from (
+        select l.id, l.remaining,
+          sum(l.remaining) over (
+            order by l.id is distinct from entry.lot_id, l.priority desc, l.expires_at, l.id
+          )::bigint as upto
+        from public.credit_lots l
+        where l.owner_id = entry.owner_id and not l.exhausted
+      ) x
+      where x.upto - x.remaining < taken
+    ),
+    journal as (
+      insert into public.credit_entries (owner_id, kind, amount, reason, undoes, lot_id)
+      select entry.owner_id, 'clawback', x.amount, undo_grant.reason, entry.id, x.id from lots x order by x.upto
+    ),
+    emptied as (
+      update public.credit_lots l set remaining = l.remaining - x.amount from lots x where l.id = x.id
+    )
     update public.credit_accounts a
     set issued = a.issued - undo_grant.taken, available = a.available - undo_grant.taken, updated_at = processor.now()
     where a.owner_id = entry.owner_id;
@@ -261,5 +281,6 @@ begin
 end
 $$;
 comment on function processor.undo_grant(bigint, text) is
-  'Take a wrong grant back, as far as it is available: what jobs hold or have spent stays theirs and is told as missing. Asked again, '
-  'it takes what has become available since, never more than the grant in all.';
+  'Take a wrong grant back, as far as credits are available: first what is left of the grant itself, then others as they would burn. '
+  'What jobs hold or have spent stays theirs and is told as missing. Asked again, it takes what has become available since, never '
+  'more than the grant in all.';

@@ -9,15 +9,16 @@ declare
 begin
   foreach t in array array[
     'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
-    'credit_accounts', 'credit_entries', 'credit_holds', 'credit_captures'
+    'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures'
   ] loop
     execute format('alter table public.%I enable row level security', t);
     execute format('revoke all on table public.%I from public, anon, authenticated, service_role, job_processor', t);
     execute format('grant select on table public.%I to service_role', t);
   end loop;
-  foreach t in array array['job_logs_id_seq', 'credit_entries_id_seq'] loop
+  foreach t in array array['job_logs_id_seq', 'credit_entries_id_seq', 'credit_lots_id_seq'] loop
     execute format('revoke all on sequence public.%I from public, anon, authenticated, service_role, job_processor', t);
   end loop;
+  revoke all on table public.credit_statement from public, anon, authenticated, service_role, job_processor;
   for t in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'processor'::regnamespace and c.relkind = 'v' loop
     execute format('revoke all on table processor.%I from public, anon, authenticated, service_role, job_processor', t);
   end loop;
@@ -26,7 +27,8 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
     where p.pronamespace = 'processor'::regnamespace
       or (p.pronamespace = 'public'::regnamespace and p.proname in (
-        'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'register_worker', 'heartbeat_worker', 'claim_jobs',
+        'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
+        'register_worker', 'heartbeat_worker', 'claim_jobs',
         'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
         'prune_jobs', 'guard_schedule', 'run_due_schedules'))
   loop
@@ -37,7 +39,9 @@ $$;
 
 -- tables: users read what is theirs, the service reads all and turns the knobs, nobody writes the rest
 grant select on public.jobs, public.job_items, public.job_logs, public.job_kinds,
-  public.credit_accounts, public.credit_entries, public.credit_holds, public.credit_captures to authenticated;
+  public.credit_accounts, public.credit_lots, public.credit_entries, public.credit_holds, public.credit_captures,
+  public.credit_statement to authenticated;
+grant select on public.credit_statement to service_role;
 grant insert, update, delete on public.job_queues, public.job_kinds, public.job_schedules to service_role;
 grant update (draining) on public.job_workers to service_role;
 -- the least-privilege worker reads what it subscribes to
@@ -65,10 +69,14 @@ grant execute on function
   public.spawn_jobs(uuid, jsonb, jsonb, text),
   public.deregister_worker(uuid),
   public.prune_jobs(int),
-  public.run_due_schedules(uuid, jsonb)
+  public.run_due_schedules(uuid, jsonb),
+  public.expire_credits(int)
 to service_role, job_processor;
 -- functions: a server that sells credits
-grant execute on function public.grant_credits(uuid, bigint, text, text) to service_role;
+grant execute on function
+  public.grant_credits(uuid, bigint, text, text, int, timestamptz),
+  public.refund_credits(uuid, bigint, text, text)
+to service_role;
 
 -- rows: one policy per table and reader; service_role bypasses them
 drop policy if exists jobs_are_read_by_their_owner on public.jobs;
@@ -87,6 +95,9 @@ create policy public_job_kinds_are_read_by_users on public.job_kinds
   for select to authenticated using (public);
 drop policy if exists credit_accounts_are_read_by_their_owner on public.credit_accounts;
 create policy credit_accounts_are_read_by_their_owner on public.credit_accounts
+  for select to authenticated using (owner_id = (select auth.uid()));
+drop policy if exists credit_lots_are_read_by_their_owner on public.credit_lots;
+create policy credit_lots_are_read_by_their_owner on public.credit_lots
   for select to authenticated using (owner_id = (select auth.uid()));
 drop policy if exists credit_entries_are_read_by_their_owner on public.credit_entries;
 create policy credit_entries_are_read_by_their_owner on public.credit_entries

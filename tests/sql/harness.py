@@ -34,6 +34,7 @@ TABLES = (
     "job_schedules",
     "job_workers",
     "credit_accounts",
+    "credit_lots",
     "credit_entries",
     "credit_holds",
     "credit_captures",
