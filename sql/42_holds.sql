@@ -1,4 +1,10 @@
 -- Holds: credits are reserved when jobs are created, captured as they succeed, settled when they end. Always for many at once.
+--
+-- Plans are kept for the life of a session, and a session may begin when the tables are empty: then reading a whole table looks
+-- as good as an index, and it stays in the plan while the table grows. So every table is asked for `= any (…)` an array,
+-- functions for batches have `enable_seqscan = off`, and with `enable_nestloop = off` what was read is joined by hashing or
+-- merging, whose cost grows with the batch and not with its square. Times are given, not left to the column's default, which
+-- would call processor.now() for each row.
 
 create or replace function processor.lock_accounts(job_ids uuid[])
 returns void
@@ -22,6 +28,7 @@ create or replace function processor.lock_holds(job_ids uuid[])
 returns uuid[]
 language plpgsql
 set search_path = ''
+set enable_seqscan = off
 as $$
 begin
   -- LOCK: holds, by job. `for no key update` waits for captures that have not committed.
@@ -39,40 +46,39 @@ create or replace function processor.expire_lots(owner_ids uuid[], max_lots int 
 returns int
 language plpgsql
 set search_path = ''
+set enable_seqscan = off
+set enable_nestloop = off
 as $$
 #variable_conflict use_column
 declare
   moment constant timestamptz := processor.now();
-  swept int;
+  ids bigint[];
 begin
-  -- LOCK: the caller holds the accounts. The usual case: nothing has expired, one look into an index
-  if not exists (
-    select from public.credit_lots l
-    where l.owner_id = any (expire_lots.owner_ids) and not l.exhausted and l.expires_at <= moment
-  ) then
-    return 0;
-  end if;
-  with dead as materialized (
-    select l.id, l.owner_id, l.remaining from public.credit_lots l
+  -- LOCK: the caller holds the accounts
+  ids := array(
+    select l.id from public.credit_lots l
     where l.owner_id = any (expire_lots.owner_ids) and not l.exhausted and l.expires_at <= moment
     order by l.expires_at, l.id
     limit expire_lots.max_lots
+  );
+  if ids = '{}' then -- the usual case
+    return 0;
+  end if;
+  with dead as materialized (
+    select l.id, l.owner_id, l.remaining from public.credit_lots l where l.id = any (ids)
   ),
   emptied as (
-    update public.credit_lots l set remaining = 0 from dead d where l.id = d.id
+    update public.credit_lots l set remaining = 0 where l.id = any (ids)
   ),
   journal as (
-    insert into public.credit_entries (owner_id, kind, amount, lot_id)
-    select d.owner_id, 'expire', d.remaining, d.id from dead d order by d.id
-  ),
-  accounts as (
-    update public.credit_accounts a
-    set available = a.available - s.amount, expired = a.expired + s.amount, updated_at = moment
-    from (select d.owner_id, sum(d.remaining)::bigint as amount from dead d group by 1) s
-    where a.owner_id = s.owner_id
+    insert into public.credit_entries (owner_id, kind, amount, lot_id, created_at)
+    select d.owner_id, 'expire', d.remaining, d.id, moment from dead d order by d.id
   )
-  select count(*) into swept from dead;
-  return swept;
+  update public.credit_accounts a
+  set available = a.available - s.amount, expired = a.expired + s.amount, updated_at = moment
+  from (select d.owner_id, sum(d.remaining)::bigint as amount from dead d group by 1) s
+  where a.owner_id = any (expire_lots.owner_ids) and s.owner_id = a.owner_id;
+  return cardinality(ids);
 end
 $$;
 comment on function processor.expire_lots(uuid[], int) is
@@ -83,6 +89,8 @@ create or replace function processor.open_holds(holds public.credit_holds[])
 returns void
 language plpgsql
 set search_path = ''
+set enable_seqscan = off
+set enable_nestloop = off
 as $$
 #variable_conflict use_column
 declare
@@ -97,7 +105,7 @@ begin
 
   select d.needed, coalesce(a.available, 0) as available into short
   from (select h.owner_id, sum(h.units * h.unit_price) as needed from unnest(open_holds.holds) h group by 1) d
-  left join public.credit_accounts a on a.owner_id = d.owner_id
+  left join (select x.owner_id, x.available from public.credit_accounts x where x.owner_id = any (owners)) a on a.owner_id = d.owner_id
   where d.needed > coalesce(a.available, 0)
   order by d.owner_id
   limit 1;
@@ -121,8 +129,9 @@ begin
   totals as materialized (
     select d.owner_id, max(d.upto) as amount from needs d group by 1
   ),
-  lots as materialized (
-    select l.* from (
+  lots as materialized ( -- as many as are needed
+    select l.id, l.owner_id, l.upto - l.remaining as after, l.upto, least(l.upto, t.amount) - (l.upto - l.remaining) as burns
+    from (
       select x.id, x.owner_id, x.remaining,
         sum(x.remaining) over (partition by x.owner_id order by x.priority desc, x.expires_at, x.id)::bigint as upto
       from public.credit_lots x
@@ -132,22 +141,22 @@ begin
     where l.upto - l.remaining < t.amount
   ),
   journal as (
-    insert into public.credit_entries (owner_id, kind, amount, job_id, lot_id)
-    select d.owner_id, 'reserve', least(d.upto, l.upto) - greatest(d.upto - d.amount, l.upto - l.remaining), d.job_id, l.id
+    insert into public.credit_entries (owner_id, kind, amount, job_id, lot_id, created_at)
+    select d.owner_id, 'reserve', least(d.upto, l.upto) - greatest(d.upto - d.amount, l.after), d.job_id, l.id, moment
     from needs d
-    join lots l on l.owner_id = d.owner_id and l.upto - l.remaining < d.upto and d.upto - d.amount < l.upto
+    join lots l on l.owner_id = d.owner_id and l.after < d.upto and d.upto - d.amount < l.upto
     order by d.n, l.upto
   ),
   burned as (
     update public.credit_lots x
-    set remaining = x.remaining - (least(l.upto, t.amount) - (l.upto - l.remaining))
-    from lots l join totals t on t.owner_id = l.owner_id
-    where x.id = l.id
+    set remaining = x.remaining - l.burns
+    from lots l
+    where x.id = any (array(select y.id from lots y)) and l.id = x.id
   )
   update public.credit_accounts a
   set available = a.available - t.amount, held = a.held + t.amount, updated_at = moment
   from totals t
-  where a.owner_id = t.owner_id;
+  where a.owner_id = any (owners) and t.owner_id = a.owner_id;
 end
 $$;
 comment on function processor.open_holds(public.credit_holds[]) is
@@ -161,6 +170,7 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
+  moment constant timestamptz := processor.now();
   price bigint;
   taken bigint;
 begin
@@ -171,8 +181,8 @@ begin
     return 0;
   end if;
   with tickets as (
-    insert into public.credit_captures (job_id, unit)
-    select capture_units.job_id, u from unnest(capture_units.units) u order by u
+    insert into public.credit_captures (job_id, unit, captured_at)
+    select capture_units.job_id, u, moment from unnest(capture_units.units) u order by u
     on conflict do nothing
     returning 1
   )
@@ -190,103 +200,101 @@ create or replace function processor.capture_jobs(job_ids uuid[])
 returns void
 language plpgsql
 set search_path = ''
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-  open_ids uuid[];
+  moment constant timestamptz := processor.now();
+  ids uuid[];
 begin
-  -- LOCK: the caller holds the jobs. The holds are locked for the settlement that follows: a share lock would be in its way
-  open_ids := processor.lock_holds(capture_jobs.job_ids);
-  if open_ids = '{}' then
-    return;
-  end if;
-  with tickets as (
-    insert into public.credit_captures (job_id, unit)
-    select h.job_id, 1 from public.credit_holds h where h.job_id = any (open_ids) and not h.per_item order by h.job_id
-    on conflict do nothing
-    returning job_id
-  )
-  update public.jobs j
-  set credits_held = j.credits_held - h.unit_price, credits_captured = j.credits_captured + h.unit_price
-  from tickets t join public.credit_holds h on h.job_id = t.job_id
-  where j.id = t.job_id;
+  -- LOCK: the caller holds the jobs. The holds are locked as settle_holds(), which follows, needs them: a share lock would be in
+  -- its way
+  ids := processor.lock_holds(capture_jobs.job_ids);
+  insert into public.credit_captures (job_id, unit, captured_at)
+  select h.job_id, 1, moment from public.credit_holds h
+  where h.job_id = any (ids) and not h.per_item
+  order by h.job_id
+  on conflict do nothing;
 end
 $$;
 comment on function processor.capture_jobs(uuid[]) is
-  'Take the one ticket of each of these jobs that are paid as a whole: what capture_units() does, for many that complete together.';
+  'Take the one ticket of those of these jobs that are paid as a whole: they are completing. The caller writes the same to their rows.';
 
 create or replace function processor.settle_holds(job_ids uuid[])
 returns void
 language plpgsql
 set search_path = ''
+set enable_seqscan = off
+set enable_nestloop = off
 as $$
 #variable_conflict use_column
 declare
   moment constant timestamptz := processor.now();
-  open_ids uuid[];
+  ids uuid[];
 begin
   -- LOCK: the caller holds accounts and jobs
-  open_ids := processor.lock_holds(settle_holds.job_ids);
-  if open_ids = '{}' then
+  ids := processor.lock_holds(settle_holds.job_ids);
+  if ids = '{}' then
     return;
   end if;
 
-  with closed as (
+  with tickets as (
+    select c.job_id, count(*) as taken from public.credit_captures c where c.job_id = any (ids) group by 1
+  ),
+  closed as (
     update public.credit_holds h
-    set captured = t.tickets * h.unit_price, released = (h.units - t.tickets) * h.unit_price, closed_at = moment
-    from (
-      select o.id, count(c.unit) as tickets
-      from unnest(open_ids) o (id) left join public.credit_captures c on c.job_id = o.id
-      group by o.id
-    ) t
-    where h.job_id = t.id
+    set captured = coalesce(t.taken, 0) * h.unit_price,
+      released = (h.units - coalesce(t.taken, 0)) * h.unit_price,
+      closed_at = moment
+    from unnest(ids) o (id) left join tickets t on t.job_id = o.id
+    where h.job_id = any (ids) and h.job_id = o.id
     returning h.job_id, h.captured
   ),
   -- what each hold reserved of each lot, in the order of burning: what was captured comes from the first ones
   parts as materialized (
     select r.id, r.owner_id, r.job_id, r.lot_id, r.amount,
       greatest(0, least(r.amount,
-        c.captured + r.amount - sum(r.amount) over (partition by r.job_id order by r.id)))::bigint as captured,
-      coalesce(l.expires_at <= moment, false) as dead
-    from closed c
-    join public.credit_entries r on r.job_id = c.job_id and r.kind = 'reserve'
-    left join public.credit_lots l on l.id = r.lot_id
+        c.captured + r.amount - sum(r.amount) over (partition by r.job_id order by r.id)))::bigint as captured
+    from public.credit_entries r join closed c on c.job_id = r.job_id
+    where r.job_id = any (ids) and r.kind = 'reserve'
+  ),
+  rests as materialized ( -- seldom any
+    select p.id, p.owner_id, p.job_id, p.lot_id, p.amount - p.captured as amount,
+      coalesce((select l.expires_at <= moment from public.credit_lots l where l.id = p.lot_id), false) as lost
+    from parts p
+    where p.captured < p.amount
   ),
   journal as (
-    insert into public.credit_entries (owner_id, kind, amount, job_id, lot_id)
-    select p.owner_id, e.kind, e.amount, p.job_id, p.lot_id
-    from parts p
-    cross join lateral (values
-      (1, 'capture', p.captured),
-      (2, 'release', p.amount - p.captured),
-      (3, 'expire', case when p.dead then p.amount - p.captured end)
-    ) e (step, kind, amount)
-    where e.amount > 0
-    order by p.job_id, e.step, p.id
+    insert into public.credit_entries (owner_id, kind, amount, job_id, lot_id, created_at)
+    select e.owner_id, e.kind, e.amount, e.job_id, e.lot_id, moment
+    from (
+      select p.owner_id, 'capture' as kind, p.captured as amount, p.job_id, p.lot_id, 1 as step, p.id from parts p where p.captured > 0
+      union all
+      select x.owner_id, 'release', x.amount, x.job_id, x.lot_id, 2, x.id from rests x
+      union all
+      select x.owner_id, 'expire', x.amount, x.job_id, x.lot_id, 3, x.id from rests x where x.lost
+    ) e
+    order by e.job_id, e.step, e.id
   ),
   refilled as (
     update public.credit_lots l
     set remaining = l.remaining + s.amount
-    from (
-      select p.lot_id, sum(p.amount - p.captured)::bigint as amount
-      from parts p where p.captured < p.amount and not p.dead group by 1
-    ) s
-    where l.id = s.lot_id
+    from (select x.lot_id, sum(x.amount)::bigint as amount from rests x where not x.lost group by 1) s
+    where l.id = any (array(select x.lot_id from rests x where not x.lost)) and s.lot_id = l.id
   )
   update public.credit_accounts a
   set held = a.held - s.held,
     spent = a.spent + s.captured,
-    available = a.available + s.released,
-    expired = a.expired + s.held - s.captured - s.released,
+    available = a.available + s.held - s.captured - coalesce(x.lost, 0),
+    expired = a.expired + coalesce(x.lost, 0),
     updated_at = moment
   from (
-    select p.owner_id, sum(p.amount)::bigint as held, sum(p.captured)::bigint as captured,
-      coalesce(sum(p.amount - p.captured) filter (where not p.dead), 0)::bigint as released
-    from parts p group by 1
+    select p.owner_id, sum(p.amount)::bigint as held, sum(p.captured)::bigint as captured from parts p group by 1
   ) s
-  where a.owner_id = s.owner_id;
+  left join (select r.owner_id, sum(r.amount)::bigint as lost from rests r where r.lost group by 1) x on x.owner_id = s.owner_id
+  where a.owner_id = any (array(select p.owner_id from parts p)) and s.owner_id = a.owner_id;
 end
 $$;
 comment on function processor.settle_holds(uuid[]) is
   'Close the open holds of jobs that are ending: what has a ticket is spent, the rest is available again, or lost with a lot that '
-  'has expired meanwhile. end_job() has written the same amounts to the job''s row.';
+  'has expired meanwhile. The caller writes the same amounts to the jobs'' rows.';
