@@ -122,7 +122,9 @@ create table if not exists public.credit_holds (
   closed_at timestamptz,
   constraint credit_holds_units_are_positive check (units > 0 and unit_price > 0),
   constraint credit_holds_closed_adds_up check (closed_at is null or captured + released = units * unit_price)
-);
+)
+-- each is written twice, to open and to close it: room for both on the page, and no index on what changes (HOT)
+with (fillfactor = 50);
 comment on table public.credit_holds is 'Credits reserved for a job: units × unit_price, open until the job ends.';
 comment on column public.credit_holds.job_id is 'The job; a free one has no hold.';
 comment on column public.credit_holds.owner_id is 'Whose credits.';

@@ -28,6 +28,7 @@ create or replace function processor.lock_holds(job_ids uuid[])
 returns uuid[]
 language plpgsql
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 begin
@@ -46,6 +47,7 @@ create or replace function processor.expire_lots(owner_ids uuid[], max_lots int 
 returns int
 language plpgsql
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off
 as $$
@@ -89,6 +91,7 @@ create or replace function processor.open_holds(holds public.credit_holds[])
 returns void
 language plpgsql
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off
 as $$
@@ -200,6 +203,7 @@ create or replace function processor.capture_jobs(job_ids uuid[])
 returns void
 language plpgsql
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
@@ -224,6 +228,7 @@ create or replace function processor.settle_holds(job_ids uuid[])
 returns void
 language plpgsql
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off
 as $$
