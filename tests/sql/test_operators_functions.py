@@ -323,8 +323,10 @@ async def test_the_check_finds_more_taken_back_than_granted(shop, grant):
     await undo(shop, grant)
     await shop.grant(ALICE, 5)
     await shop.connection.execute(f"""
-        insert into public.credit_entries (owner_id, kind, amount, undoes)
-        values ('{ALICE}', 'clawback', 5, {grant});
+        insert into public.credit_entries (owner_id, kind, amount, undoes, lot_id)
+        select owner_id, 'clawback', 5, {grant}, id from public.credit_lots
+        where owner_id = '{ALICE}' and not exhausted;
+        update public.credit_lots set remaining = 0 where owner_id = '{ALICE}';
         update public.credit_accounts set issued = issued - 5, available = available - 5
         where owner_id = '{ALICE}'
     """)

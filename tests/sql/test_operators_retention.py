@@ -120,7 +120,7 @@ async def test_with_a_job_goes_all_that_is_its_own_but_not_the_journal(old):
     assert await prune(old) == 1
     counts = await old.counts()
     assert {table for table in TABLES if counts[table]} == {
-        "job_queues", "job_kinds", "job_workers", "credit_accounts", "credit_entries",
+        "job_queues", "job_kinds", "job_workers", "credit_accounts", "credit_lots", "credit_entries",
     }  # fmt: skip
     kinds = await old.rows("select kind from public.credit_entries order by id")
     assert [row["kind"] for row in kinds] == ["grant", "reserve", "capture", "release"]

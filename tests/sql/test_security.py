@@ -19,6 +19,7 @@ WORKER_FUNCTIONS = {
     "deregister_worker",
     "prune_jobs",
     "run_due_schedules",
+    "expire_credits",
 }
 OURS = "('public', 'processor')"
 OWNED = (
@@ -26,7 +27,9 @@ OWNED = (
     "job_items",
     "job_logs",
     "credit_accounts",
+    "credit_lots",
     "credit_entries",
+    "credit_statement",
     "credit_holds",
     "credit_captures",
 )
@@ -105,7 +108,7 @@ async def test_a_user_reads_the_tables_meant_for_users(project):
 
 @pytest.mark.parametrize("table", OWNED)
 async def test_a_user_sees_own_rows_only(busy, table):
-    key = "owner_id" if table.startswith(("jobs", "credit_a", "credit_e", "credit_h")) else "job_id"
+    key = "owner_id" if table.startswith(("jobs", "credit_")) and table != "credit_captures" else "job_id"
     everything = await busy.rows(f"select {key} as key from public.{table}")
     seen = {}
     for owner in (ALICE, BOB):
@@ -185,7 +188,8 @@ async def test_a_worker_role_does_a_whole_job(project):
 
 async def test_the_service_executes_all_public_functions_and_no_private_ones(project):
     assert await functions_of(project, "service_role") == CLIENT_FUNCTIONS | WORKER_FUNCTIONS | {
-        "grant_credits"
+        "grant_credits",
+        "refund_credits",
     }
 
 
@@ -193,7 +197,7 @@ async def test_the_service_reads_all_and_writes_the_knobs_only(project):
     rights = await rights_of(project, "service_role", "select", *WRITES)
     knobs = {"job_queues", "job_kinds", "job_schedules"}
     assert rights == {
-        "select": set(TABLES), "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
+        "select": {*TABLES, "credit_statement"}, "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
         "truncate": set(), "references": set(), "trigger": set(),
     }  # fmt: skip
 
@@ -211,6 +215,20 @@ async def test_only_the_service_grants_credits(busy, by):
         await busy.call("grant_credits", by=by, owner_id=ALICE, amount=1)
     async with busy.refused("42501"):
         await busy.call("processor.grant_credits", by=by, owner_id=ALICE, amount=1)
+
+
+@pytest.mark.parametrize("by", ["anon", ALICE, "job_processor"])
+async def test_only_the_service_refunds(busy, by):
+    job = await busy.sql("select id from public.jobs where owner_id = $1", ALICE)
+    for schema in ("public", "processor"):
+        async with busy.refused("42501"):
+            await busy.call(f"{schema}.refund_credits", by=by, job_id=job, reason="x")
+
+
+@pytest.mark.parametrize("by", ["anon", ALICE])
+async def test_clients_do_not_expire_credits(busy, by):
+    async with busy.refused("42501"):
+        await busy.call("expire_credits", by=by)
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "job_processor"])
