@@ -6,24 +6,6 @@
 -- merging, whose cost grows with the batch and not with its square. Times are given, not left to the column's default, which
 -- would call processor.now() for each row.
 
-create or replace function processor.lock_accounts(job_ids uuid[])
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  -- LOCK: accounts, by owner; comes before the jobs
-  perform 1 from public.credit_accounts a
-  where a.owner_id in (
-    select h.owner_id from public.credit_holds h
-    where h.job_id = any (lock_accounts.job_ids) and h.closed_at is null
-  )
-  order by a.owner_id for no key update;
-end
-$$;
-comment on function processor.lock_accounts(uuid[]) is
-  'Lock the accounts that these jobs'' open holds belong to. Comes before locking the jobs.';
-
 create or replace function processor.lock_holds(job_ids uuid[])
 returns uuid[]
 language plpgsql
