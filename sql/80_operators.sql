@@ -65,7 +65,7 @@ begin
     return account;
   end if;
   -- not before the key is looked up: a grant told again after its time is still the same grant
-  if grant_credits.expires_at not between moment and moment + interval '100 years' then
+  if grant_credits.expires_at <= moment or grant_credits.expires_at > moment + interval '100 years' then
     perform processor.fail('JQ006', format('expires_at is %s, but must be ahead, by at most 100 years', grant_credits.expires_at),
       '', 'Leave it out for credits that never expire.');
   end if;
