@@ -204,7 +204,7 @@ async def test_a_batch_that_one_owner_cannot_pay_is_refused_as_a_whole(shop):
                 {"kind": "translate", "owner_id": str(owner), "items": ["de"]} for owner in (ALICE, BOB, BOB)
             ])  # fmt: skip
     assert caught.value.sqlstate == "PT402"
-    assert str(caught.value) == "insufficient credits: 20 needed, 19 available"
+    assert caught.value.args[0] == "insufficient credits: 20 needed, 19 available"
     assert caught.value.detail == '{"needed" : 20, "available" : 19}'
     assert (await shop.balance(ALICE), await shop.balance(BOB)) == ((100, 0, 0), (19, 0, 0))
     assert await shop.faults() == []
