@@ -1,5 +1,7 @@
 """Grants, and the check that the books are right."""
 
+import re
+
 import pytest
 
 from tests.sql.harness import ALICE, BOB, done, fixture
@@ -120,7 +122,72 @@ CORRUPTION = {
     ),
     "a closed hold that captured something else": (
         "update public.credit_holds set captured = 0, released = 20 where closed_at is not null",
-        "job.credits_captured",
+        "hold.captured",
+    ),
+    "a hold of another amount than was reserved": (
+        "update public.credit_holds set units = units + 1 where closed_at is null",
+        "hold.amount",
+    ),
+    "a lot that has too much": (
+        "update public.credit_lots set remaining = remaining + 1",
+        "remaining is not what the journal says",
+    ),
+    "a lot that has something which the account does not know": (
+        "update public.credit_lots set remaining = remaining + 1",
+        "account.available is not the sum of its lots",
+    ),
+    "a lot that is missing": ("delete from public.credit_lots", "which is not there"),
+    "a lot of another owner": (
+        f"update public.credit_lots set owner_id = '{BOB}'",
+        "which is not there",
+    ),
+    "a lot that is larger than its grant": (
+        "update public.credit_lots set amount = amount + 1",
+        "is not what its grant gave",
+    ),
+    "a lot that nobody granted": (
+        "update public.credit_lots set granted_by = 0",
+        "is not what its grant gave",
+    ),
+    "an account with more expired than the journal": (
+        "update public.credit_accounts set expired = expired + 1, available = available - 1",
+        "account.expired",
+    ),
+    "a release that is missing": (
+        "delete from public.credit_entries where kind = 'release'",
+        "hold.released",
+    ),
+    "a lot from which more was reserved than captured and released": (
+        "update public.credit_entries set lot_id = null where kind = 'capture'",
+        "is still reserved",
+    ),
+    "a pruned job that has kept something": (
+        (
+            "delete from public.jobs where finished_at is not null; "
+            "delete from public.credit_entries where kind = 'capture'"
+        ),
+        "is still reserved",
+    ),
+    "a refund of more than was spent": (
+        (
+            "insert into public.credit_entries (owner_id, kind, amount, job_id) "
+            "select owner_id, 'refund', 11, job_id from public.credit_entries where kind = 'capture'"
+        ),
+        "more was refunded than spent",
+    ),
+    "a refund that the job does not know": (
+        (
+            "insert into public.credit_entries (owner_id, kind, amount, job_id) "
+            "select owner_id, 'refund', 1, job_id from public.credit_entries where kind = 'capture'"
+        ),
+        "job.credits_refunded",
+    ),
+    "a grant that was taken back twice": (
+        (
+            "insert into public.credit_entries (owner_id, kind, amount, undoes) "
+            "select owner_id, 'clawback', 101, id from public.credit_entries where kind = 'grant'"
+        ),
+        "more was taken back than granted",
     ),
 }
 
@@ -146,6 +213,16 @@ async def test_the_check_finds(books, case):
     await books.connection.execute(statement)
     faults = await books.faults()
     assert any(word in fault["problem"] for fault in faults), faults
+
+
+async def test_everything_that_the_check_can_find_is_provoked_here(project):
+    source = await project.sql("select prosrc from pg_proc where proname = 'check_credits'")
+    problems = re.findall(r"select (?:format\()?'([^']{10,}|[a-z]+\.)'", source)
+    assert len(problems) == 15
+    words = {word for _, word in CORRUPTION.values()}
+    for problem in problems:
+        parts = [part for part in re.split(r"%s[: ]*", problem) if part]
+        assert any(any(word.startswith(part) or word in part for part in parts) for word in words), problem
 
 
 async def test_the_accounts_own_constraints_refuse_what_is_not_conserved(books):

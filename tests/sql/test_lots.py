@@ -66,7 +66,9 @@ async def test_a_grant_says_nothing_of_priority_and_never_expires_unless_told(pr
     assert lot == {"priority": 0, "expires_at": None}
 
 
-@pytest.mark.parametrize("other", [{"amount": 2}, {"priority": 1}, {"expires_at": LATER}, {"expires_at": None}])
+@pytest.mark.parametrize(
+    "other", [{"amount": 2}, {"priority": 1}, {"expires_at": LATER}, {"expires_at": None}]
+)
 async def test_the_same_key_for_another_grant_is_a_conflict(project, other):
     first = {"amount": 1, "priority": 0, "expires_at": SOON, "idempotency_key": "order-1"}
     await project.grant(ALICE, **first)
@@ -154,7 +156,10 @@ async def test_jobs_that_end_together_settle_each_with_its_own_lots(shop):
         for job, outcome in zip(jobs, ("done", "done", "done", "fail"), strict=True)
     ])  # fmt: skip
     assert [answer["status"] for answer in answers] == ["completed", "completed", "completed", "failed"]
-    assert (await left(shop), await left(shop, BOB)) == ({"small": 0, "large": 96}, {"small": 3, "large": 100})
+    assert (await left(shop), await left(shop, BOB)) == (
+        {"small": 0, "large": 96},
+        {"small": 3, "large": 100},
+    )
     assert await entries(shop, "capture") == [("small", 7), ("small", 3), ("large", 4)]
     assert await entries(shop, "release", BOB) == [("small", 3), ("large", 4)]
     assert (await shop.balance(ALICE), await shop.balance(BOB)) == ((96, 0, 14), (103, 0, 7))
@@ -191,7 +196,9 @@ async def test_many_jobs_of_many_owners_burn_lots_as_if_one_after_the_other(shop
     ])  # fmt: skip
     for owner in owners:
         assert await entries(shop, "reserve", owner) == expected[owner]
-        assert sorted((await left(shop, owner)).items()) == sorted((reason, rest) for reason, rest in lots[owner])
+        assert sorted((await left(shop, owner)).items()) == sorted(
+            (reason, rest) for reason, rest in lots[owner]
+        )
     assert await shop.faults() == []
 
 
@@ -306,7 +313,9 @@ async def test_a_lot_that_has_died_but_was_not_swept_gets_nothing_back_either(sh
 
 
 async def grant_of(project, reason) -> int:
-    return await project.sql("select id from public.credit_entries where kind = 'grant' and reason = $1", reason)
+    return await project.sql(
+        "select id from public.credit_entries where kind = 'grant' and reason = $1", reason
+    )
 
 
 async def undo(project, entry) -> dict:
@@ -361,9 +370,7 @@ async def test_a_refund_cannot_be_undone_as_a_grant(shop):
 
 async def test_reserving_and_giving_back_a_part_of_a_lot_touches_no_index(shop):
     await shop.grant(ALICE, 1000, expires_at=LATER)
-    counts = (
-        "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'credit_lots'"
-    )
+    counts = "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'credit_lots'"
     [before] = await shop.rows(counts)
     for _ in range(5):
         await shop.cancel(await shop.create("report", owner_id=ALICE))
@@ -376,7 +383,14 @@ async def test_a_plan_made_for_empty_tables_serves_full_ones(database):
     """A session that began with nothing keeps its plans: they must not read what grows."""
     shop = await database.project()
     await shop.kind("report", credits_per_job=1)
-    for table in ("credit_accounts", "credit_lots", "credit_entries", "credit_holds", "credit_captures", "jobs"):
+    for table in (
+        "credit_accounts",
+        "credit_lots",
+        "credit_entries",
+        "credit_holds",
+        "credit_captures",
+        "jobs",
+    ):
         await shop.connection.execute(f"vacuum analyze public.{table}")
     for owner in (ALICE, BOB):
         await shop.grant(owner, 1_000_000)
@@ -406,5 +420,5 @@ async def test_a_plan_made_for_empty_tables_serves_full_ones(database):
     for _ in range(8):
         await cycle(1)
     for _ in range(3):
-        assert await cycle(500) < 1000 * 12
+        assert await cycle(500) < 1000 * 5
     assert await shop.faults() == []
