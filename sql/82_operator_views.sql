@@ -250,12 +250,16 @@ comment on column processor.throughput.run_seconds_avg is 'How many seconds thei
 
 create or replace view processor.credit_summary with (security_invoker = on) as
 select a.owner_id, a.issued, a.available, a.held, a.spent, a.expired, j.jobs, j.open_jobs,
-  greatest(a.updated_at, j.last_created_at) as last_activity_at
+  greatest(a.updated_at, j.last_created_at) as last_activity_at, l.lots, l.next_expiry_at
 from public.credit_accounts a
 cross join lateral (
   select count(*) as jobs, count(*) filter (where x.finished_at is null) as open_jobs, max(x.created_at) as last_created_at
   from public.jobs x where x.owner_id = a.owner_id
-) j;
+) j
+cross join lateral (
+  select count(*) as lots, min(x.expires_at) as next_expiry_at
+  from public.credit_lots x where x.owner_id = a.owner_id and not x.exhausted
+) l;
 comment on view processor.credit_summary is
   'Who has and spends what: one row per account. select * from processor.credit_summary order by spent desc limit 20.';
 comment on column processor.credit_summary.owner_id is 'The auth user.';
@@ -267,3 +271,5 @@ comment on column processor.credit_summary.expired is 'Granted for a time that i
 comment on column processor.credit_summary.jobs is 'How many jobs of the owner are in the table, pruned ones not counted.';
 comment on column processor.credit_summary.open_jobs is 'How many of them have not ended.';
 comment on column processor.credit_summary.last_activity_at is 'When the account last changed or a job was last created.';
+comment on column processor.credit_summary.lots is 'How many lots have something left.';
+comment on column processor.credit_summary.next_expiry_at is 'When the first of them expires; null: none does.';

@@ -297,6 +297,16 @@ async def _(k, project):
         assert await k.cook(owner_id=BOB) == [{"available": 180}]
 
 
+@recipe("Give credits for a time")
+async def _(k, project):
+    assert await k.cook(owner_id=BOB) == [{"available": 130}]
+    [lot] = await project.rows(
+        "select amount, priority, expires_at from public.credit_lots where priority > 0"
+    )
+    assert (lot["amount"], lot["priority"]) == (50, 10)
+    assert timedelta(days=29) < lot["expires_at"] - await project.now() < timedelta(days=31)
+
+
 @recipe("Who has and spends what?")
 async def _(k, project):
     first, second = await k.cook(0)
@@ -307,7 +317,33 @@ async def _(k, project):
 @recipe("What happened to this owner's credits?")
 async def _(k, project):
     rows = await k.cook(owner_id=ALICE)
-    assert [row["kind"] for row in rows] == ["capture", "reserve", "release", "reserve", "grant"]
+    assert [(row["kind"], row["balance"]) for row in rows] == [
+        ("capture", 90), ("reserve", 90), ("release", 100), ("reserve", 90), ("grant", 100),
+    ]  # fmt: skip
+
+
+@recipe("What is left of what was granted, and until when?")
+async def _(k, project):
+    await project.grant(BOB, 5, reason="trial", expires_at=await project.now() + timedelta(days=1))
+    rows = await k.cook(owner_id=BOB)
+    assert [(row["reason"], row["remaining"]) for row in rows] == [("trial", 5), ("welcome", 80)]
+
+
+@recipe("Refund a job")
+async def _(k, project):
+    job = await project.sql("select id from public.jobs where status = 'completed'")
+    for _ in range(2):
+        assert await k.cook(job_id=job) == [{"amount": 10, "reason": "bad quality"}]
+    assert await project.balance(ALICE) == (100, 0, 0)
+
+
+@recipe("Take out what has expired")
+async def _(k, project):
+    await project.grant(BOB, 5, expires_at=await project.now() + timedelta(days=1))
+    assert await k.cook() == [{"expire_credits": 0}]
+    await project.later(days=2)
+    assert await k.cook() == [{"expire_credits": 1}]
+    assert await project.balance(BOB) == (80, 20, 0)
 
 
 @recipe("Undo a wrong grant")

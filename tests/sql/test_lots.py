@@ -6,7 +6,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from tests.sql.harness import ALICE, BOB, NOON, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, failed, fixture
 
 SOON, LATER = NOON + timedelta(hours=1), NOON + timedelta(days=1)
 
@@ -383,14 +383,7 @@ async def test_a_plan_made_for_empty_tables_serves_full_ones(database):
     """A session that began with nothing keeps its plans: they must not read what grows."""
     shop = await database.project()
     await shop.kind("report", credits_per_job=1)
-    for table in (
-        "credit_accounts",
-        "credit_lots",
-        "credit_entries",
-        "credit_holds",
-        "credit_captures",
-        "jobs",
-    ):
+    for table in TABLES:
         await shop.connection.execute(f"vacuum analyze public.{table}")
     for owner in (ALICE, BOB):
         await shop.grant(owner, 1_000_000)
@@ -408,12 +401,11 @@ async def test_a_plan_made_for_empty_tables_serves_full_ones(database):
         )
         async with shop.connection.transaction():
             await shop.sql(
-                "update public.jobs set status = 'cancelled', finished_at = processor.now(), credits_held = 0, "
-                "credits_refunded = 1 where id = any ($1::uuid[])",
+                "update public.jobs set status = 'cancelled', finished_at = processor.now(), "
+                "credits_held = 0, credits_refunded = 1 where id = any ($1::uuid[])",
                 ids,
             )
             before = await shop.sql(read)
-            await shop.sql("select processor.capture_jobs($1::uuid[])", ids[:0])
             await shop.sql("select processor.settle_holds($1::uuid[])", ids)
             return await shop.sql(read) - before
 

@@ -221,7 +221,8 @@ async def test_throughput_counts_what_ended_by_the_minute_and_by_the_hour(echo):
 async def test_credits_are_summed_up_by_owner(project):
     await project.kind("translate", credits_per_item=10)
     for owner in (ALICE, BOB):
-        await project.grant(owner, 100)
+        await project.grant(owner, 100 if owner == BOB else 60)
+    await project.grant(ALICE, 40, expires_at=NOON + timedelta(days=1))
     await project.create("translate", owner_id=ALICE, items=["de", "fr"])
     worker = await project.worker()
     [job] = await worker.claim()
@@ -232,10 +233,11 @@ async def test_credits_are_summed_up_by_owner(project):
         ALICE: {
             "owner_id": ALICE, "issued": 100, "available": 80, "held": 10, "spent": 10, "expired": 0,
             "jobs": 2, "open_jobs": 1, "last_activity_at": NOON + timedelta(minutes=1),
+            "lots": 2, "next_expiry_at": NOON + timedelta(days=1),
         },
         BOB: {
             "owner_id": BOB, "issued": 100, "available": 100, "held": 0, "spent": 0, "expired": 0,
-            "jobs": 0, "open_jobs": 0, "last_activity_at": NOON,
+            "jobs": 0, "open_jobs": 0, "last_activity_at": NOON, "lots": 1, "next_expiry_at": None,
         },
     }  # fmt: skip
 

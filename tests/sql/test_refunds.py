@@ -12,7 +12,7 @@ from tests.sql.harness import ALICE, BOB, NOON, Database, Project, done, failed,
 
 @fixture
 async def shop(project):
-    """Give a project in which a job of Alice's has ended: two of its three items were paid, 20 of 100 credits."""
+    """Give a project in which a job of Alice's has ended: two of three items were paid, 20 of 100 credits."""
     await project.kind("translate", credits_per_item=10)
     await project.grant(ALICE, 100, reason="welcome", expires_at=NOON + timedelta(days=30))
     await project.grant(BOB, 100)

@@ -197,7 +197,8 @@ async def test_the_service_reads_all_and_writes_the_knobs_only(project):
     rights = await rights_of(project, "service_role", "select", *WRITES)
     knobs = {"job_queues", "job_kinds", "job_schedules"}
     assert rights == {
-        "select": {*TABLES, "credit_statement"}, "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
+        "select": {*TABLES, "credit_statement"},
+        "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
         "truncate": set(), "references": set(), "trigger": set(),
     }  # fmt: skip
 
