@@ -5,6 +5,7 @@ returns table (problem text, owner_id uuid, job_id uuid, expected bigint, found 
 language sql
 stable
 set search_path = ''
+set work_mem = '64MB'
 as $$
   -- The journal is read once. It outlives jobs, and what was written before there were lots names none.
   with journal as materialized (
@@ -26,9 +27,9 @@ as $$
     from journal j group by 1
   ),
   spending as materialized ( -- by job
-    select j.job_id, min(j.owner_id::text)::uuid as owner_id, sum(j.reserved)::bigint as reserved, sum(j.captured)::bigint as captured,
+    select j.job_id, j.owner_id, sum(j.reserved)::bigint as reserved, sum(j.captured)::bigint as captured,
       sum(j.released)::bigint as released, sum(j.refunded)::bigint as refunded
-    from journal j where j.job_id is not null group by 1
+    from journal j where j.job_id is not null group by 1, 2
   ),
   holds as materialized ( -- with what their tickets, their items and the journal say
     select h.job_id, h.owner_id, h.per_item, h.captured, h.released, h.units * h.unit_price as amount, h.closed_at is null as open,
@@ -37,7 +38,7 @@ as $$
       coalesce(s.refunded, 0) as refunded
     from public.credit_holds h
     left join (select c.job_id, count(*) as tickets from public.credit_captures c group by 1) t on t.job_id = h.job_id
-    left join spending s on s.job_id = h.job_id
+    left join spending s on s.job_id = h.job_id and s.owner_id = h.owner_id
   )
 
   -- accounts
