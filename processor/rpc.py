@@ -32,7 +32,7 @@ from processor.errors import (
     SchemaMismatch,
     SchemaMissing,
 )
-from processor.job import ItemOutcome, Job, Outcome
+from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome
 
 SCHEMA_VERSION = 2
 """The version of ``sql/`` that this package speaks."""
@@ -144,6 +144,20 @@ class SchedulesAnswer(_Wire):
     next_at: datetime | None
 
 
+class SpawnedJob(_Wire):
+    """A child that was made, or was there already."""
+
+    id: UUID
+    created: bool
+
+
+class Spawned(_Wire):
+    """The answer to spawn_jobs, in the order asked."""
+
+    stale: bool
+    jobs: tuple[SpawnedJob, ...]
+
+
 _REGISTRATION = TypeAdapter(Registration)
 _HEARTBEAT = TypeAdapter(Heartbeat)
 _CLAIM = TypeAdapter(Claim)
@@ -152,6 +166,7 @@ _ITEMS = TypeAdapter(ItemsAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
+_SPAWNED = TypeAdapter(Spawned)
 
 
 class Rpc:
@@ -247,6 +262,23 @@ class Rpc:
     async def expire_credits(self, batch: int) -> int:
         """Take up to ``batch`` lots of credits whose time is over out of their accounts; return how many."""
         return _parse(_COUNT, "expire_credits", await self._call("expire_credits", {"batch": batch}))
+
+    async def spawn_jobs(
+        self,
+        worker_id: UUID,
+        parent: Attempt,
+        jobs: Sequence[NewChild],
+        *,
+        on_child_failure: OnChildFailure | None = None,
+    ) -> Spawned:
+        """Make children of a held job, all or none; those with keys that are there already are told."""
+        arguments = {
+            "worker_id": str(worker_id),
+            "parent": {"id": str(parent.id), "attempt": parent.attempt},
+            "jobs": list(jobs),
+            "on_child_failure": on_child_failure,  # null leaves the parent as it is
+        }
+        return _parse(_SPAWNED, "spawn_jobs", await self._call("spawn_jobs", arguments))
 
     async def deregister_worker(self, worker_id: UUID) -> None:
         """Leave; whatever is still held goes back."""

@@ -17,7 +17,7 @@ ARROWS = {
     "config": {"errors"},
     "clients": set(),
     "retry": {"errors", "job", "jsonb"},
-    "context": {"job", "jsonb", "log"},
+    "context": {"errors", "job", "jsonb", "log"},
     "cron": {"errors"},
     "app": {"context", "cron", "errors", "jsonb", "retry"},
     "rpc": {"errors", "job"},
