@@ -9,7 +9,7 @@ from typing import Self
 
 import httpx
 
-from processor.errors import ApiError, ErrorCode, InsufficientCredits, JobError
+from processor.errors import ApiError, ApiUnreachable, ErrorCode, InsufficientCredits, JobError
 from processor.job import Discard, Failure, Retry
 from processor.jsonb import to_text
 
@@ -105,6 +105,8 @@ def _built_in(error: BaseException) -> Failure | None:
             return _failure(ErrorCode.INSUFFICIENT_CREDITS, error)
         case ApiError(code="JQ014"):
             return _failure(ErrorCode.TOO_MANY_PENDING, error)
+        case ApiUnreachable():
+            return _failure(ErrorCode.UPSTREAM_UNAVAILABLE, error)
         case ApiError():
             return _failure(ErrorCode.CHILD_REFUSED, error)
         case TimeoutError() | httpx.TimeoutException():
