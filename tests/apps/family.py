@@ -103,6 +103,13 @@ async def bad(job: JobContext) -> None:
     await job.spawn_all([good, {"kind": f"{PREFIX}.page", **job.payload["child"]}])
 
 
+@job("fickle")
+async def fickle(job: JobContext) -> None:
+    """Spawn something else in every attempt."""
+    await job.spawn(f"{PREFIX}.page", {"text": f"attempt {job.attempt}"})
+    job.join()
+
+
 @job("odd")
 async def odd(job: JobContext) -> None:
     """Spawn what JSON cannot hold."""
