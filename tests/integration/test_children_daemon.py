@@ -335,7 +335,7 @@ async def test_the_example_of_the_readme_counts_a_book(
     stack, service, eventually, tmp_path, monkeypatch
 ) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    section = text[text.index("### Fan out, fan in") :]
+    section = text[text.index("## Fan out, fan in") :]
     example = section[section.index("```python\n") + 10 :]
     example = example[: example.index("```")]
     (tmp_path / "app.py").write_text(README_HEAD + example)
