@@ -271,7 +271,7 @@ class JobContext(Generic[P]):
         try:
             plain: NewChild = to_jsonb(child)
         except ValueError as error:
-            reason = f"child {child['key']} ({child['kind']}) cannot be stored: {error}"
+            reason = f"child {child['key']} ({child.get('kind')}) cannot be stored: {error}"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED) from error
         return plain
 
