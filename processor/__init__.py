@@ -5,22 +5,25 @@ from importlib.metadata import version
 from processor.app import Processor
 from processor.context import JobContext, JobItem
 from processor.errors import ErrorCode, JobError, ProcessorError, UsageError
-from processor.job import Cancel, Discard, JobStatus, Retry, Snooze
+from processor.job import Cancel, Child, Discard, JobStatus, NewChild, Retry, Snooze, Wait
 
 __version__ = version("supabase-job-processor")
 
 __all__ = [
     "Cancel",
+    "Child",
     "Discard",
     "ErrorCode",
     "JobContext",
     "JobError",
     "JobItem",
     "JobStatus",
+    "NewChild",
     "Processor",
     "ProcessorError",
     "Retry",
     "Snooze",
     "UsageError",
+    "Wait",
     "__version__",
 ]

@@ -2,12 +2,25 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack
 from uuid import UUID
 
-from processor.job import Cancel, Failure, Item, ItemOutcome, Job, Snooze
+from processor.errors import ErrorCode, JobError
+from processor.job import (
+    Cancel,
+    Child,
+    ChildOptions,
+    Failure,
+    Item,
+    ItemOutcome,
+    Job,
+    NewChild,
+    OnChildFailure,
+    Snooze,
+    Wait,
+)
 from processor.jsonb import to_jsonb
 from processor.log import JobLog
 
@@ -38,6 +51,11 @@ class Desk(Protocol):
 
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Make an item's outcome durable; returns why it was refused, if it was."""
+
+    async def spawn(
+        self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
+    ) -> Sequence[UUID]:
+        """Make children, or find those made before; returns their ids in the order given."""
 
 
 class JobItem(Generic[P]):
@@ -88,6 +106,8 @@ class JobContext(Generic[P]):
         self._item_concurrency = item_concurrency
         self._done = {item.position: (item.key, item.result) for item in job.done}
         self._going = False
+        self._children = {child.id: child for child in job.children}
+        self._unnamed = 0
 
     @property
     def id(self) -> UUID:
@@ -108,6 +128,16 @@ class JobContext(Generic[P]):
     def owner_id(self) -> UUID | None:
         """The user whose job it is; None for jobs of the application itself."""
         return self._job.owner_id
+
+    @property
+    def parent_id(self) -> UUID | None:
+        """The job that this one is a child of."""
+        return self._job.parent_id
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """The job's children in the order they were made, as they were when it was claimed; new ones too."""
+        return tuple(self._children.values())
 
     @property
     def attempt(self) -> int:
@@ -150,8 +180,8 @@ class JobContext(Generic[P]):
         when the job is settled. Returns key → result of every item completed so far, in the items'
         order, those of earlier attempts included (past 4 MiB in all these come as None: the rows of
         job_items have them).
-        :class:`Snooze` and :class:`Cancel` end the whole job. Called again, it goes through what is still
-        not done. Raises ``RuntimeError`` when another call is under way.
+        :class:`Snooze`, :class:`Wait` and :class:`Cancel` end the whole job's attempt. Called again, it goes
+        through what is still not done. Raises ``RuntimeError`` when another call is under way.
         """
         if self._going:
             raise RuntimeError("each() is already going through the items: await it before the next call.")
@@ -171,7 +201,7 @@ class JobContext(Generic[P]):
                     if item.position in done:
                         continue
                     group.create_task(run(item), name=f"item:{self._job.id}:{item.key}")
-        except* (Snooze, Cancel) as decisions:
+        except* (Snooze, Wait, Cancel) as decisions:
             decision = decisions.exceptions[0]
         else:
             return dict(done[position] for position in sorted(done))
@@ -179,12 +209,78 @@ class JobContext(Generic[P]):
             self._going = False
         raise decision
 
+    async def spawn(
+        self,
+        kind: str,
+        payload: Any = None,
+        *,
+        on_child_failure: OnChildFailure | None = None,
+        **options: Unpack[ChildOptions],
+    ) -> Child:
+        """Make a job that is part of this one, and has its owner; see :meth:`spawn_all`."""
+        child: NewChild = {"kind": kind, "payload": {} if payload is None else payload, **options}
+        return (await self.spawn_all([child], on_child_failure=on_child_failure))[0]
+
+    async def spawn_all(
+        self, jobs: Iterable[NewChild], *, on_child_failure: OnChildFailure | None = None
+    ) -> tuple[Child, ...]:
+        """Make up to 10,000 jobs that are parts of this one: all in one call, or none.
+
+        Each is a ``dict`` with a ``kind`` and, as it likes, ``payload`` and :class:`ChildOptions`. It has
+        this job's owner, who pays for it.
+
+        Spawn in every attempt: the handler runs again from the top when the children have ended, and
+        after a crash, and what it spawns again is the same children. They are told apart by their
+        ``key``, or else by how manieth they are spawned; a payload that differs from the first time's
+        is an error. Give keys where the order may vary.
+
+        ``on_child_failure`` is ``"continue"`` (a parent that waits runs when all children have ended, and
+        looks at what they came to) or ``"fail"`` (the first one that does not complete ends the parent,
+        ``CHILD_FAILED``, and cancels the others); None leaves it as it is, at first ``"continue"``.
+
+        Returns the children in the order given. Raises an error that, if not caught, fails the job for
+        good: ``CHILD_REFUSED``, with the reason, or ``INSUFFICIENT_CREDITS``.
+        """
+        wanted = [self._checked(child) for child in jobs]
+        if not wanted:
+            return ()
+        ids = await self._desk.spawn(self._job, wanted, on_child_failure)
+        for child_id, child in zip(ids, wanted, strict=True):
+            self._children.setdefault(child_id, Child(id=child_id, kind=child["kind"]))
+        return tuple(self._children[child_id] for child_id in ids)
+
+    def join(self) -> tuple[Child, ...]:
+        """Return the children once all have ended; before that, raise :class:`Wait`.
+
+        The job then gives its slot back, and the handler runs again, from the top, when the last child
+        has ended. A child may have failed: look at its ``status``, or spawn with ``on_child_failure="fail"``.
+        """
+        if any(not child.ended for child in self.children):
+            raise Wait
+        return self.children
+
+    def _checked(self, child: NewChild) -> NewChild:
+        """Return the child as plain JSON, with a key."""
+        key = child.get("key")
+        if key is None:
+            self._unnamed += 1
+            child = {**child, "key": f"#{self._unnamed}"}
+        elif key.startswith("#"):
+            reason = f"the key {key!r} of a child begins with #, as those of children without a key do"
+            raise JobError(reason, code=ErrorCode.CHILD_REFUSED)
+        try:
+            plain: NewChild = to_jsonb(child)
+        except ValueError as error:
+            reason = f"child {child['key']} ({child.get('kind')}) cannot be stored: {error}"
+            raise JobError(reason, code=ErrorCode.CHILD_REFUSED) from error
+        return plain
+
     async def _attempt(
         self, function: Callable[[JobItem[P]], Awaitable[Any]], item: JobItem[P]
     ) -> ItemOutcome:
         try:
             result = await function(item)
-        except (Snooze, Cancel):
+        except (Snooze, Wait, Cancel):
             raise
         except asyncio.CancelledError:
             task = asyncio.current_task()

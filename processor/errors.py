@@ -52,6 +52,10 @@ class ErrorCode(StrEnum):
     RETRY_REQUESTED = "RETRY_REQUESTED"
     DISCARDED = "DISCARDED"
     ITEMS_FAILED = "ITEMS_FAILED"
+    CHILD_FAILED = "CHILD_FAILED"
+    CHILD_REFUSED = "CHILD_REFUSED"
+    INSUFFICIENT_CREDITS = "INSUFFICIENT_CREDITS"
+    TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
 
     @property
@@ -67,6 +71,9 @@ _FINAL = frozenset(
         ErrorCode.INVALID_PAYLOAD,
         ErrorCode.INVALID_RESULT,
         ErrorCode.DISCARDED,
+        ErrorCode.CHILD_FAILED,
+        ErrorCode.CHILD_REFUSED,
+        ErrorCode.INSUFFICIENT_CREDITS,
         ErrorCode.CANCELLED,
     }
 )

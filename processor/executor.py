@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
@@ -13,8 +15,20 @@ from processor.app import Handler, Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.context import JobContext, invalid_result
-from processor.errors import ErrorCode
-from processor.job import Cancel, Decision, Failure, ItemOutcome, Job, Outcome, OutcomeKind, Snooze
+from processor.errors import ErrorCode, JobError
+from processor.job import (
+    Cancel,
+    Decision,
+    Failure,
+    ItemOutcome,
+    Job,
+    NewChild,
+    OnChildFailure,
+    Outcome,
+    OutcomeKind,
+    Snooze,
+    Wait,
+)
 from processor.jsonb import to_jsonb, to_text
 from processor.report import Reporter
 from processor.retry import Classifier
@@ -165,15 +179,17 @@ class Executor:
                     task.result(), run.items_delay
                 )  # done after all: what is finished stays finished
             if run.stopped_for is None or isinstance(error, Decision):
-                return self._raised(run, error)
+                return self._raised(run, context, error)
             run.log.warning("job.clean_up_failed", exc_info=error)
         return self._stopped(run, handler)
 
-    def _raised(self, run: Run, error: BaseException) -> Outcome:
+    def _raised(self, run: Run, context: JobContext[Any], error: BaseException) -> Outcome:
         """Classify what a handler raised: a decision, or a failure."""
         match error:
             case Snooze():
                 return Outcome(OutcomeKind.SNOOZE, delay=error.delay, message=to_text(error.reason, 500))
+            case Wait():
+                return _waiting(error, context)
             case Cancel():
                 return _cancelled(error.reason)
         failure = self._app.classifier.classify(error)
@@ -305,6 +321,17 @@ class _Desk:
             )
         return None
 
+    async def spawn(
+        self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
+    ) -> Sequence[UUID]:
+        spawned = await self._settler.spawn(self._run.attempt, children, on_child_failure)
+        if spawned.stale:
+            self._run.stop(Stop.LOST)
+            raise JobError("another worker has the job", code=ErrorCode.LEASE_LOST)
+        made = sum(child.created for child in spawned.jobs)
+        self._run.log.info("job.spawned", children=len(spawned.jobs), new=made)
+        return [child.id for child in spawned.jobs]
+
 
 def run_ms(run: Run) -> float:
     """Return how long the attempt has taken here."""
@@ -336,6 +363,16 @@ def _returned(result: Any, items_delay: float | None) -> Outcome:
         return Outcome(OutcomeKind.DONE, result=to_jsonb(result), delay=items_delay)
     except ValueError as error:
         return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
+
+
+def _waiting(decision: Wait, context: JobContext[Any]) -> Outcome:
+    """Wait for the children, if there are any to wait for: else the job would run again at once, for ever."""
+    if all(child.ended for child in context.children):
+        have = "all its children have ended" if context.children else "it has no children"
+        message = f"the handler raised Wait, but {have}: spawn some first, or write `job.join()`"
+        failure = Failure(ErrorCode.INVALID_RESULT, message, retryable=False)
+        return Outcome(OutcomeKind.FAIL, failure=failure)
+    return Outcome(OutcomeKind.WAIT, message=to_text(decision.reason, 500))
 
 
 def _cancelled(reason: str) -> Outcome:

@@ -1,12 +1,13 @@
-"""The words of this package as values: a claimed job, its items, and the ways work can end."""
+"""The words of this package as values: a claimed job, its items and children, and the ways work can end."""
 
-# Retry, Snooze, Cancel and Discard are raised to end a job, but they are decisions, not errors.
+# Retry, Snooze, Wait, Cancel and Discard are raised to end a job, but they are decisions, not errors.
 # ruff: noqa: N818
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, Required, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,11 @@ class JobStatus(StrEnum):
     PARTIAL = "partial"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether a job with this status has come to its end."""
+        return self not in {JobStatus.PENDING, JobStatus.PROCESSING}
 
 
 class Item(BaseModel):
@@ -42,6 +48,57 @@ class DoneItem(BaseModel):
     key: str
     position: int
     result: Any = None
+
+
+class Child(BaseModel):
+    """A job that is part of another one, as it was when that one was claimed or made it.
+
+    Results come up to 4 MiB in all: those beyond are None here, and stand in the children's rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    kind: str
+    status: JobStatus = JobStatus.PENDING
+    result: Any = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, well or not."""
+        return self.status.ended
+
+
+class ChildOptions(TypedDict, total=False):
+    """What may be said about a child beside its kind and payload: names and meanings of ``create_job``.
+
+    ``key`` is its name among its parent's children: spawning the same key again is the same child.
+    """
+
+    key: str
+    items: Sequence[str | Mapping[str, Any]]
+    queue: str
+    priority: int
+    run_at: datetime
+    delay_seconds: float
+    unique_key: str
+    on_conflict: Literal["error", "replace"]
+    max_attempts: int
+    timeout_seconds: float
+    tags: Sequence[str]
+
+
+class NewChild(ChildOptions, total=False):
+    """A child to be made, for ``spawn_all``."""
+
+    kind: Required[str]
+    payload: Any
+
+
+OnChildFailure = Literal["continue", "fail"]
+"""Whether a job goes on, or fails, when one of its children does not complete."""
 
 
 class Job(BaseModel):
@@ -67,6 +124,8 @@ class Job(BaseModel):
     items_done: int = 0
     tags: tuple[str, ...] | None = None
     cancel_requested: bool = False
+    parent_id: UUID | None = None
+    children: tuple[Child, ...] = ()
 
 
 class Decision(Exception):
@@ -90,6 +149,17 @@ class Snooze(Decision):
     def __init__(self, delay: float, reason: str = "snoozed by the handler") -> None:
         self.reason = reason
         self.delay = _seconds("Snooze", delay)
+        super().__init__(reason)
+
+
+class Wait(Decision):
+    """Run the handler again, from the top, when the job's children have ended. It costs no attempt.
+
+    Until then the job holds no slot. ``job.join()`` raises it when there is something to wait for.
+    """
+
+    def __init__(self, reason: str = "waiting for its children") -> None:
+        self.reason = reason
         super().__init__(reason)
 
 
@@ -132,6 +202,7 @@ class OutcomeKind(StrEnum):
     FAIL = "fail"
     RETRY = "retry"
     SNOOZE = "snooze"
+    WAIT = "wait"
     CANCELLED = "cancelled"
 
 

@@ -9,7 +9,7 @@ from typing import Self
 
 import httpx
 
-from processor.errors import ErrorCode, JobError
+from processor.errors import ApiError, ApiUnreachable, ErrorCode, InsufficientCredits, JobError
 from processor.job import Discard, Failure, Retry
 from processor.jsonb import to_text
 
@@ -100,6 +100,15 @@ def _built_in(error: BaseException) -> Failure | None:
             return Failure(ErrorCode.RETRY_REQUESTED, to_text(error.reason), True, error.delay)
         case Discard():
             return Failure(ErrorCode.DISCARDED, to_text(error.reason), False)
+        # a handler meets the jobs' API where it spawns children
+        case InsufficientCredits():
+            return _failure(ErrorCode.INSUFFICIENT_CREDITS, error)
+        case ApiError(code="JQ014"):
+            return _failure(ErrorCode.TOO_MANY_PENDING, error)
+        case ApiUnreachable():
+            return _failure(ErrorCode.UPSTREAM_UNAVAILABLE, error)
+        case ApiError():
+            return _failure(ErrorCode.CHILD_REFUSED, error)
         case TimeoutError() | httpx.TimeoutException():
             return _failure(ErrorCode.UPSTREAM_TIMEOUT, error)
         case httpx.UnsupportedProtocol():

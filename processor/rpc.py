@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
 import structlog
-from postgrest.exceptions import APIError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tenacity import (
     AsyncRetrying,
@@ -24,15 +23,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from processor.errors import (
-    SQLSTATES,
-    ApiError,
-    ApiUnreachable,
-    AuthFailed,
-    SchemaMismatch,
-    SchemaMissing,
-)
-from processor.job import ItemOutcome, Job, Outcome
+from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
+from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.refusal import refused
 
 SCHEMA_VERSION = 2
 """The version of ``sql/`` that this package speaks."""
@@ -144,6 +137,20 @@ class SchedulesAnswer(_Wire):
     next_at: datetime | None
 
 
+class SpawnedJob(_Wire):
+    """A child that was made, or was there already."""
+
+    id: UUID
+    created: bool
+
+
+class Spawned(_Wire):
+    """The answer to spawn_jobs, in the order asked."""
+
+    stale: bool
+    jobs: tuple[SpawnedJob, ...]
+
+
 _REGISTRATION = TypeAdapter(Registration)
 _HEARTBEAT = TypeAdapter(Heartbeat)
 _CLAIM = TypeAdapter(Claim)
@@ -152,6 +159,7 @@ _ITEMS = TypeAdapter(ItemsAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
+_SPAWNED = TypeAdapter(Spawned)
 
 
 class Rpc:
@@ -248,6 +256,23 @@ class Rpc:
         """Take up to ``batch`` lots of credits whose time is over out of their accounts; return how many."""
         return _parse(_COUNT, "expire_credits", await self._call("expire_credits", {"batch": batch}))
 
+    async def spawn_jobs(
+        self,
+        worker_id: UUID,
+        parent: Attempt,
+        jobs: Sequence[NewChild],
+        *,
+        on_child_failure: OnChildFailure | None = None,
+    ) -> Spawned:
+        """Make children of a held job, all or none; those with keys that are there already are told."""
+        arguments = {
+            "worker_id": str(worker_id),
+            "parent": {"id": str(parent.id), "attempt": parent.attempt},
+            "jobs": list(jobs),
+            "on_child_failure": on_child_failure,  # null leaves the parent as it is
+        }
+        return _parse(_SPAWNED, "spawn_jobs", await self._call("spawn_jobs", arguments))
+
     async def deregister_worker(self, worker_id: UUID) -> None:
         """Leave; whatever is still held goes back."""
         await self._call("deregister_worker", {"worker_id": str(worker_id)})
@@ -280,7 +305,7 @@ class Rpc:
                 f"No answer from {self.url}: {text}", hint="Check SUPABASE_URL and the network."
             ) from error
         if not response.is_success:
-            _refused(self.url, function, _problem(response))
+            refused(self.url, function, response)
         try:
             return json.loads(response.content, parse_int=_integer) if response.content else None
         except ValueError as error:  # a proxy that wants somebody to log in, or the like
@@ -297,65 +322,12 @@ def seconds_until(moment: datetime | None, now: datetime) -> float | None:
     return None if moment is None else (moment - now).total_seconds()
 
 
-def _problem(response: httpx.Response) -> APIError:
-    """Read PostgREST's error, or what something before it says: the HTTP status is the code then."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    body = body if isinstance(body, dict) else {}
-    if isinstance(body.get("code"), str):
-        return APIError(body)
-    message = body.get("message") or body.get("msg") or body.get("error")
-    return APIError({"message": str(message or response.reason_phrase), "code": str(response.status_code)})
-
-
 def _integer(digits: str) -> int | Decimal:
     """Read a whole number of ``jsonb``, which may have more digits than Python makes an int of."""
     try:
         return int(digits)
     except ValueError:
         return Decimal(digits)
-
-
-# the database or a proxy before it is away for the moment; 57014 is a statement that took too long
-_AWAY = ("PGRST000", "PGRST001", "PGRST002", "PGRST003", "408", "425", "429")
-_TRANSIENT = ("08", "40", "53", "55", "57P", "57014", "58", "XX")
-
-
-def _refused(url: str, function: str, error: APIError) -> NoReturn:
-    """Raise what the API's refusal means."""
-    code = error.code or ""
-    message = error.message or "the API gave no reason"
-    detail = str(error.details) if error.details and code.startswith(("JQ", "PT")) else None
-    if code in SQLSTATES:
-        raise SQLSTATES[code](message, code=code, detail=detail, hint=error.hint) from error
-    if code in {"PGRST301", "PGRST302", "PGRST303", "401", "403", "42501"} or "api key" in message.lower():
-        raise AuthFailed(
-            f"{url} refused the key: {message}",
-            code=code or None,
-            hint="Check SUPABASE_SERVICE_ROLE_KEY: it must be this project's service_role (or secret) key, "
-            "and not expired.",
-        ) from error
-    if code in {"PGRST202", "42883"}:
-        raise SchemaMissing(
-            f"{url} has no function {function}",
-            code=code,
-            hint="Install the schema: processor schema apply --database-url postgresql://… "
-            "or paste the output of `processor schema print` into the SQL editor.",
-        ) from error
-    status = int(code) if len(code) == 3 and code.isdecimal() else 0
-    transient = not status and code.startswith(_TRANSIENT)
-    if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or transient:
-        raise ApiUnreachable(
-            f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
-        ) from error
-    if code in {"404", "405"}:
-        raise ApiUnreachable(
-            f"{url} is not the address of a Supabase project: it answered {code}",
-            hint="Check SUPABASE_URL: it must look like https://abcdefgh.supabase.co",
-        ) from error
-    raise ApiError(f"{function}: {message}", code=code or None, detail=detail, hint=error.hint) from error
 
 
 def _parse(shape: TypeAdapter[T], function: str, answer: Any) -> T:

@@ -6,9 +6,10 @@ kept until the API has taken or refused it, even when whoever waits for it is ca
 """
 
 import asyncio
+import itertools
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -23,8 +24,8 @@ from processor.errors import (
     SchemaMissing,
     WorkerUnknown,
 )
-from processor.job import ItemOutcome, Outcome
-from processor.rpc import Attempt, Rpc, Settled
+from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome
+from processor.rpc import Attempt, Rpc, Settled, Spawned
 
 _BATCH = 100
 _LONGEST_PAUSE = 5.0
@@ -71,6 +72,23 @@ class Settler:
         """Give a job back without costing an attempt."""
         return await self._hand_in(self._released, job, None)
 
+    async def spawn(
+        self, job: Attempt, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
+    ) -> Spawned:
+        """Make children of a running job, however long the API is away; raises ``ApiError`` if it refuses.
+
+        Unlike an outcome it ends with whoever waits for it: the job's next attempt spawns the same.
+        """
+        for tries in itertools.count(1):
+            try:
+                return await self._rpc.spawn_jobs(
+                    self._worker_id, job, children, on_child_failure=on_child_failure
+                )
+            except _WAIT as error:
+                log.warning("settle.waiting", children=len(children), error=str(error))
+            await _pause(tries)
+        raise AssertionError("unreachable: it is tried until it is answered")
+
     async def flushed(self) -> None:
         """Wait until everything handed in is settled."""
         await self._empty.wait()
@@ -116,7 +134,7 @@ class Settler:
                 batch = batch[:1]  # one spoils the batch: alone, it spoils no other
                 continue
             pauses += 1
-            await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.5 * 2 ** min(pauses, 8))))  # noqa: S311 - jitter
+            await _pause(pauses)
         del pile[: len(batch)]
         for entry, answer in zip(batch, answers, strict=True):
             if not entry.answer.done():
@@ -147,3 +165,8 @@ class Settler:
 
     async def _send_released(self, batch: list[_Entry[None]]) -> list[Settled]:
         return list(await self._rpc.release_jobs(self._worker_id, [entry.job for entry in batch]))
+
+
+async def _pause(tries: int) -> None:
+    """Let the API come back: longer the more often it was asked in vain."""
+    await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.5 * 2 ** min(tries, 8))))  # noqa: S311 - jitter

@@ -56,7 +56,7 @@ _ROUNDING = timedelta(milliseconds=10)
 _UNREAD = 0.1
 """Seconds after its deadline in which an echo counts: it may lie unread if a handler blocked the loop."""
 
-_JOB_COLUMNS = ["id", "queue"]
+_JOB_COLUMNS = ["id", "queue", "run_at"]
 """All a wake-up needs. A payload of 256 KiB must not travel to every worker."""
 
 _Payload = TypeVar("_Payload")
@@ -332,6 +332,8 @@ class Incarnation:
 
     def _job_pending(self, payload: PostgresChangesPayload) -> None:
         record = payload["data"].get("record") or {}
+        if str(record.get("run_at")).startswith("9999-"):
+            return  # it waits for its children, each of which changes it at its end: the last makes it due
         queue = record.get("queue")
         if self._queues is None or queue is None or queue in self._queues:
             self._on_event()

@@ -101,6 +101,21 @@ async def test_a_job_inserted_or_returned_wakes_and_a_running_one_does_not(
     assert watched.said.count("realtime") == before + 1 == 2
 
 
+async def test_of_a_parents_changes_only_the_end_of_its_last_child_wakes(watched: ObservedFeed, api: Api):
+    child = {"kind": "feed-test"}
+    parent = await api.call("create_job", kind="feed-test", payload={}, children=[child, child])
+    await watched.said_more("realtime", than=1)  # the children; the parent cannot run yet
+    claim = await api.call("claim_jobs", worker_id=watched.worker_id, request_id=str(uuid4()), limit=9)
+    children = [job for job in claim["jobs"] if job["parent_id"] == parent["id"]]
+    assert len(children) == 2
+    for number, job in enumerate(children):
+        report = {"id": job["id"], "attempt": 1, "outcome": "done"}
+        await api.call("finish_jobs", worker_id=watched.worker_id, results=[report])
+        watched.feed.heartbeat_sent(await api.heartbeat(watched.worker_id))
+        await watched.said_more("row", than=number)  # what went before has been heard
+    assert watched.said.count("realtime") == 3
+
+
 async def test_a_resumed_queue_wakes(watched: ObservedFeed, admin: asyncpg.Connection):
     await admin.execute("update public.job_queues set paused = true where name = $1", QUEUE)
     await admin.execute("update public.job_queues set paused = false where name = $1", QUEUE)

@@ -97,8 +97,8 @@ async def test_the_bindings_ask_for_pending_jobs_the_own_row_and_queues_without_
             (b["table"], b["event"], b.get("filter"), b.get("select")) for b in phoenix.joined[-1].bindings
         ]
         assert asked == [
-            ("jobs", "INSERT", "status=eq.pending", ["id", "queue"]),
-            ("jobs", "UPDATE", "status=eq.pending", ["id", "queue"]),
+            ("jobs", "INSERT", "status=eq.pending", ["id", "queue", "run_at"]),
+            ("jobs", "UPDATE", "status=eq.pending", ["id", "queue", "run_at"]),
             ("job_queues", "UPDATE", None, None),
             ("job_workers", "UPDATE", f"id=eq.{watched.worker_id}", None),
         ]

@@ -10,6 +10,11 @@ from uuid import uuid4
 
 import pytest
 
+from processor.app import Processor
+from processor.clients import ApplicationClient
+from processor.config import Settings
+from processor.context import JobContext
+from processor.executor import Executor, Run, Stop
 from processor.job import Job, Outcome, OutcomeKind
 from processor.lease import Lease
 from processor.report import Reporter
@@ -156,3 +161,43 @@ async def test_log_lines_are_bounded_and_hold_no_result_up_while_the_api_is_away
     assert reporter.waiting <= 10_000
     await reporter.close(job)
     assert len(api.calls["append_job_logs"]) == 1
+
+
+def spawned(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"stale": False, "jobs": [{"id": str(uuid4()), "created": True} for _ in arguments["jobs"]]}
+
+
+async def test_children_wait_for_an_api_that_is_away(api: ScriptedApi, rpc: Rpc) -> None:
+    api.answers["spawn_jobs"] = lambda arguments: (
+        (503, {"message": "upgrading"}) if len(api.calls["spawn_jobs"]) == 1 else (200, spawned(arguments))
+    )
+    answer = await make_settler(rpc).spawn(attempt(), [{"kind": "child"}], None)
+    assert [child.created for child in answer.jobs] == [True]
+    assert len(api.calls["spawn_jobs"]) == 2
+
+
+async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settles_nothing(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    app = Processor()
+    ended: list[BaseException] = []
+
+    @app.job("k", queue="q")
+    async def parent(job: JobContext) -> None:
+        try:
+            await job.spawn("child", {"n": 1})
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    api.answers["spawn_jobs"] = lambda _arguments: (200, {"stale": True, "jobs": []})
+    settings = Settings(url=api.url, key="e30.e30.x")
+    reporter = Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
+    settler = make_settler(rpc)
+    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"))
+    run = Run(a_job(), wake="sweep", queued_ms=0)
+    async with running(settler.run()):
+        await asyncio.wait_for(executor.run(run), 5)
+    assert len(ended) == 1
+    assert run.stopped_for is Stop.LOST
+    assert set(api.calls) == {"spawn_jobs"}  # neither finished nor released: it belongs to somebody else

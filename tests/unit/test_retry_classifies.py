@@ -5,7 +5,15 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
-from processor.errors import ErrorCode, JobError, UsageError
+from processor.errors import (
+    ApiError,
+    ApiUnreachable,
+    ErrorCode,
+    InsufficientCredits,
+    JobError,
+    UnknownKind,
+    UsageError,
+)
 from processor.job import Discard, Retry
 from processor.retry import MAX_RETRY_AFTER, Classifier, retry_after
 
@@ -52,6 +60,10 @@ def caused_by(cause: Exception) -> Exception:
         (JobError("too long", code="CARD_TOO_LONG", retryable=False), "CARD_TOO_LONG", False),
         (Retry("again"), "RETRY_REQUESTED", True),
         (Discard("never"), "DISCARDED", False),
+        (UnknownKind("unknown kind: x", code="JQ001"), "CHILD_REFUSED", False),
+        (InsufficientCredits("4 credits needed", code="PT402"), "INSUFFICIENT_CREDITS", False),
+        (ApiError("too many pending jobs", code="JQ014"), "TOO_MANY_PENDING", True),
+        (ApiUnreachable("no answer"), "UPSTREAM_UNAVAILABLE", True),
         (grouped(status(429)), "RATE_LIMITED", True),
         (caused_by(status(401)), "AUTH_FAILED", False),
     ],
