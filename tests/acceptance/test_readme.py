@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 import pytest
 
+from processor.rpc import SCHEMA_VERSION
 from tests.daemons import Daemon
 
 README = Path(__file__).parents[2] / "README.md"
@@ -104,7 +105,7 @@ async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
             await editor.execute(printed)
         await editor.close()
     looked = command(status, newcomer)
-    assert (looked.returncode, looked.stdout.strip()) == (0, "✓ schema version 1")
+    assert (looked.returncode, looked.stdout.strip()) == (0, f"✓ schema version {SCHEMA_VERSION}")
 
     # 2. the daemon, with the two variables that the README exports
     assert url_line.startswith("export SUPABASE_URL=")

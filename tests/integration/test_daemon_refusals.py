@@ -8,6 +8,7 @@ import asyncpg
 import jwt
 import pytest
 
+from processor.rpc import SCHEMA_VERSION
 from tests.daemons import Daemon
 
 TARGET = "tests.apps.behaviours:app"
@@ -121,14 +122,12 @@ async def test_a_schema_of_another_version_is_told_with_both_versions(
     environment: dict[str, str], admin: asyncpg.Connection
 ) -> None:
     body = await admin.fetchval("select pg_get_functiondef('processor.schema_version()'::regprocedure)")
-    await admin.execute(
-        body.replace("1", "99", 1) if "select 1" not in body else body.replace("select 1", "select 99")
-    )
+    await admin.execute(body.replace(f"select {SCHEMA_VERSION}", "select 99"))
     try:
         code, text = await refusal(TARGET, environment)
     finally:
         await admin.execute(body)
     assert code == 1
     assert "99" in text
-    assert "needs 1" in text
+    assert f"needs {SCHEMA_VERSION}" in text
     assert "processor schema apply" in text

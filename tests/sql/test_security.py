@@ -172,7 +172,9 @@ async def test_a_worker_role_does_a_whole_job(project):
         async with project.acting("job_processor", api=True):
             names = ", ".join(f'"{name}" => ${n}' for n, name in enumerate(arguments, 2))
             return await project.sql(
-                f"select to_jsonb(public.{function}(worker_id => $1, {names}))", worker.id, *arguments.values()
+                f"select to_jsonb(public.{function}(worker_id => $1, {names}))",
+                worker.id,
+                *arguments.values(),
             )
 
     await call("heartbeat_worker", running=[])

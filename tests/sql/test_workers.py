@@ -88,7 +88,9 @@ async def test_registering_twice_changes_nothing_but_the_lease(project):
 
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, None])
 async def test_another_schema_version_is_refused(project, version):
-    async with project.refused("JQ013", f"schema version {SCHEMA_VERSION}", "none" if version is None else str(version)):
+    async with project.refused(
+        "JQ013", f"schema version {SCHEMA_VERSION}", "none" if version is None else str(version)
+    ):
         await project.worker(schema_version=version, kinds=[declared()])
 
 
