@@ -40,6 +40,13 @@
 
 do $$
 begin
+  -- the same number as in processor.schema_version() below
+  if to_regprocedure('processor.schema_version()') is not null then
+    if processor.schema_version() > 1 then
+      raise exception 'this database has version % of the schema, newer than version 1', processor.schema_version()
+        using hint = 'Take the files of a newer package: pip install --upgrade supabase-job-processor';
+    end if;
+  end if;
   if to_regprocedure('auth.uid()') is null
     or (select count(*) from pg_catalog.pg_roles where rolname in ('anon', 'authenticated', 'service_role')) < 3
   then

@@ -263,6 +263,13 @@ as $$
   union all
   select 'the role service_role cannot call public.claim_jobs()'
   where not has_function_privilege('service_role', 'public.claim_jobs(uuid, uuid, text[], int)', 'execute')
+  union all
+  select format('public.%s is open to the world: anon has rights on it', o.name) from ours o
+  where has_table_privilege('anon', to_regclass('public.' || o.name), 'select, insert, update, delete')
+  union all
+  select format('%s is open to the world: anon can execute it', p.oid::regprocedure) from pg_catalog.pg_proc p
+  where (p.pronamespace = 'processor'::regnamespace or p.oid = 'public.claim_jobs(uuid, uuid, text[], int)'::regprocedure)
+    and has_function_privilege('anon', p.oid, 'execute')
 $$;
 comment on function processor.check_schema() is
-  'What is wrong with the installation; no row means nothing. `processor schema status` asks it.';
+  'What is badly wrong with the installation; no row means nothing. `processor schema status` compares every object.';

@@ -1,5 +1,6 @@
 -- Who may do what. Everything is refused first, then granted one by one.
 
+revoke all on schema processor from public, anon, authenticated, service_role, job_processor;
 grant usage on schema public to anon, authenticated, service_role, job_processor;
 
 do $$
