@@ -1,0 +1,177 @@
+"""Every older database becomes the same as a new one, and loses nothing on the way."""
+
+import asyncio
+import json
+import re
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from processor import schema
+from processor.rpc import SCHEMA_VERSION
+from tests.sql.harness import ALICE, BOB, BOOTSTRAP, Database, Worker, connect, done, fixture
+
+VERSIONS = Path(__file__).with_name("versions")
+OLD = sorted(int(path.stem) for path in VERSIONS.glob("*.sql") if path.stem.isdigit())
+
+
+@fixture
+async def blank(server):
+    """Make databases of the test's own that are blank Supabase projects."""
+    admin = await connect(server.dsn("postgres"))
+    made = {}
+
+    async def make():
+        name = f"blank_{uuid4().hex}"
+        await admin.execute(f"create database {name}")
+        made[name] = Database(server.dsn(name), "", [])
+        project = await made[name].project()
+        await project.connection.execute(BOOTSTRAP.read_text())
+        return made[name]
+
+    yield make
+    for name, database in made.items():
+        await database.close()
+        await admin.execute(f"drop database {name} with (force)")
+    await admin.close()
+
+
+@fixture
+async def old(blank):
+    """Make a database of an older version in which things have happened."""
+
+    async def make(version):
+        database = await blank()
+        for name in (f"{version}.sql", f"{version}.data.sql"):
+            await database.projects[0].connection.execute((VERSIONS / name).read_text())
+        return database
+
+    return make
+
+
+@fixture
+async def dump(server):
+    """Return what pg_dump says of the schema of a database, without the lines that no two dumps share."""
+
+    async def dump(database):
+        process = await asyncio.create_subprocess_exec(
+            server.postgres.bin_dir / "pg_dump", "--schema-only", f"--dbname={database.dsn}", stdout=PIPE
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == 0
+        return [line for line in said.decode().splitlines() if not re.match(r"\\(un)?restrict ", line)]
+
+    return dump
+
+
+async def rows_of(project):
+    """Return all rows of all tables of the schema."""
+    tables = [
+        row["tablename"] for row in await project.rows("select * from pg_tables where schemaname = 'public'")
+    ]
+    return {
+        table: [row["row"] for row in await project.rows(f"select to_jsonb(t) as row from public.{table} t")]
+        for table in tables
+    }
+
+
+def in_columns_of(rows, old):
+    """Return rows in an order of their own, with the columns that old ones have."""
+    return sorted(json.dumps({column: row[column] for column in old[0]}) for row in rows)
+
+
+def test_every_older_version_is_kept_and_has_its_migrations():
+    assert set(OLD) >= set(range(1, SCHEMA_VERSION))
+    assert {migration.version for migration in schema.migrations()} == set(range(2, SCHEMA_VERSION + 1))
+
+
+async def test_a_new_database_is_as_the_tests_have_it(blank, database, dump):
+    new = await blank()
+    await schema.apply(new.dsn)
+    assert await dump(new) == await dump(database)
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_an_upgraded_database_is_the_same_as_a_new_one(version, old, database, dump):
+    upgraded = await old(version)
+    await schema.apply(upgraded.dsn)
+    assert await dump(upgraded) == await dump(database)
+    assert (await schema.status(upgraded.dsn)).problems == ()
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_what_is_printed_upgrades_a_database_too_and_may_be_pasted_twice(version, old, database, dump):
+    upgraded = await old(version)
+    for _ in range(2):
+        await upgraded.projects[0].connection.execute(schema.script(schema.migrations()))
+    assert await dump(upgraded) == await dump(database)
+
+
+async def test_what_is_printed_makes_a_new_database(blank, database, dump):
+    new = await blank()
+    await new.projects[0].connection.execute(schema.script(schema.migrations()))
+    assert await dump(new) == await dump(database)
+
+
+async def test_a_migration_does_nothing_where_it_is_not_needed(blank, database, dump):
+    databases = [await blank(), database]
+    before = [await dump(each) for each in databases]
+    for each in databases:
+        project = await each.project()
+        for migration in schema.migrations():
+            if not migration.outside:
+                await project.connection.execute(migration.text)
+    assert [await dump(each) for each in databases] == before
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_an_upgrade_keeps_every_row(version, old):
+    database = await old(version)
+    [project] = database.projects
+    before = await rows_of(project)
+    assert all(before.values()), f"a table without rows in version {version}"
+
+    await schema.apply(database.dsn)
+
+    after = await rows_of(project)
+    for table, rows in before.items():
+        assert in_columns_of(after[table], rows) == in_columns_of(rows, rows)
+    assert await project.faults() == []
+
+
+async def test_jobs_of_version_1_go_on_where_they_were(old):
+    database = await old(1)
+    [project] = database.projects
+    await schema.apply(database.dsn)
+
+    async def tagged(tag):
+        return await project.sql("select to_jsonb(j) from public.jobs j where tags = array[$1]", tag)
+
+    async def claim(worker):
+        return sorted(job["tags"][0] for job in await worker.claim(100))
+
+    # its worker finishes the job that was half done, and is paid for the other half
+    available, held, spent = await project.balance(ALICE)
+    worker = Worker(project, UUID("00000000-0000-4000-8000-00000000000a"))
+    ended = await worker.finish(await tagged("processing"), items=[done("fr")])
+    assert (ended["stale"], ended["status"]) == (False, "completed")
+    assert await project.balance(ALICE) == (available, held - 6, spent + 6)
+
+    # what was waiting is claimed, what waits for its time or its queue is not
+    assert await claim(worker) == ["failed", "waiting"]
+    await project.sql("update public.job_queues set paused = false")
+    assert await claim(await project.worker()) == ["paused"]
+    available, held, spent = await project.balance(ALICE)
+    await project.cancel(await tagged("later"))
+    assert await project.balance(ALICE) == (available + held, 0, spent)
+
+    # what ended can be repeated, and keys are still known
+    await project.retry(await tagged("partial"))
+    again = await project.create("render", payload={"n": 6}, idempotency_key="six", tags=["retrying"])
+    assert again["id"] == (await tagged("retrying"))["id"]
+    granted = await project.grant(ALICE, 1000, reason="welcome", idempotency_key="order-1")
+    assert granted["issued"] == 1000
+    assert (await project.balance(BOB))[2] == 10
+    assert await project.faults() == []
