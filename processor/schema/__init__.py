@@ -2,10 +2,10 @@
 
 from processor.schema.connect import SchemaError
 from processor.schema.drift import Problem
-from processor.schema.export import export
 from processor.schema.files import migrations, script, sql_files
+from processor.schema.inspection import SchemaStatus, status
 from processor.schema.install import apply
-from processor.schema.status import SchemaStatus, status
+from processor.schema.supabase_cli import export
 
 __all__ = [
     "Problem",

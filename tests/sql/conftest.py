@@ -1,5 +1,8 @@
 """The schema in real PostgreSQL servers: the wheel's and, where it is installed, the oldest supported one."""
 
+import asyncio
+import re
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 from pytest_asyncio import is_async_test
 
 from processor.local.postgres import Postgres
-from tests.sql.harness import BOOTSTRAP, NOON, SQL_FILES, Database, Project, connect, fixture
+from tests.sql.harness import BOOTSTRAP, NOON, SQL_FILES, VERSIONS, Database, Project, connect, fixture
 
 AUTHENTICATOR = "authenticators-password"
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
@@ -100,3 +103,52 @@ async def database(server: Server) -> AsyncIterator[Database]:
             await admin.execute(f"drop database {name} with (force)")
     finally:
         await admin.close()
+
+
+@fixture
+async def blank(server):
+    """Make databases of the test's own that are blank Supabase projects."""
+    admin = await connect(server.dsn("postgres"))
+    made = {}
+
+    async def make():
+        name = f"blank_{uuid4().hex}"
+        await admin.execute(f"create database {name}")
+        made[name] = Database(server.dsn(name), "", [])
+        project = await made[name].project()
+        await project.connection.execute(BOOTSTRAP.read_text())
+        return made[name]
+
+    yield make
+    for name, database in made.items():
+        await database.close()
+        await admin.execute(f"drop database {name} with (force)")
+    await admin.close()
+
+
+@fixture
+async def old(blank):
+    """Make a database of an older version in which things have happened."""
+
+    async def make(version):
+        database = await blank()
+        for name in (f"{version}.sql", f"{version}.data.sql"):
+            await database.projects[0].connection.execute((VERSIONS / name).read_text())
+        return database
+
+    return make
+
+
+@fixture
+async def dump(server):
+    """Return what pg_dump says of the schema of a database, without the lines that no two dumps share."""
+
+    async def dump(database):
+        process = await asyncio.create_subprocess_exec(
+            server.postgres.bin_dir / "pg_dump", "--schema-only", f"--dbname={database.dsn}", stdout=PIPE
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == 0
+        return [line for line in said.decode().splitlines() if not re.match(r"\\(un)?restrict ", line)]
+
+    return dump

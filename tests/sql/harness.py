@@ -19,6 +19,8 @@ from processor.rpc import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 SQL_FILES = sorted((ROOT / "sql").glob("*.sql"))
+VERSIONS = Path(__file__).with_name("versions")
+OLD_VERSIONS = sorted(int(path.stem) for path in VERSIONS.glob("*.sql") if path.stem.isdigit())
 BOOTSTRAP = ROOT / "processor" / "local" / "bootstrap.sql"
 
 ALICE = UUID("a11ce000-0000-4000-8000-000000000001")

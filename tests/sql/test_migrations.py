@@ -1,69 +1,13 @@
 """Every older database becomes the same as a new one, and loses nothing on the way."""
 
-import asyncio
 import json
-import re
-from asyncio.subprocess import PIPE
-from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from processor import schema
 from processor.rpc import SCHEMA_VERSION
-from tests.sql.harness import ALICE, BOB, BOOTSTRAP, Database, Worker, connect, done, fixture
-
-VERSIONS = Path(__file__).with_name("versions")
-OLD = sorted(int(path.stem) for path in VERSIONS.glob("*.sql") if path.stem.isdigit())
-
-
-@fixture
-async def blank(server):
-    """Make databases of the test's own that are blank Supabase projects."""
-    admin = await connect(server.dsn("postgres"))
-    made = {}
-
-    async def make():
-        name = f"blank_{uuid4().hex}"
-        await admin.execute(f"create database {name}")
-        made[name] = Database(server.dsn(name), "", [])
-        project = await made[name].project()
-        await project.connection.execute(BOOTSTRAP.read_text())
-        return made[name]
-
-    yield make
-    for name, database in made.items():
-        await database.close()
-        await admin.execute(f"drop database {name} with (force)")
-    await admin.close()
-
-
-@fixture
-async def old(blank):
-    """Make a database of an older version in which things have happened."""
-
-    async def make(version):
-        database = await blank()
-        for name in (f"{version}.sql", f"{version}.data.sql"):
-            await database.projects[0].connection.execute((VERSIONS / name).read_text())
-        return database
-
-    return make
-
-
-@fixture
-async def dump(server):
-    """Return what pg_dump says of the schema of a database, without the lines that no two dumps share."""
-
-    async def dump(database):
-        process = await asyncio.create_subprocess_exec(
-            server.postgres.bin_dir / "pg_dump", "--schema-only", f"--dbname={database.dsn}", stdout=PIPE
-        )
-        said, _ = await process.communicate()
-        assert process.returncode == 0
-        return [line for line in said.decode().splitlines() if not re.match(r"\\(un)?restrict ", line)]
-
-    return dump
+from tests.sql.harness import ALICE, BOB, OLD_VERSIONS, Worker, done
 
 
 async def rows_of(project):
@@ -83,7 +27,7 @@ def in_columns_of(rows, old):
 
 
 def test_every_older_version_is_kept_and_has_its_migrations():
-    assert set(OLD) >= set(range(1, SCHEMA_VERSION))
+    assert set(OLD_VERSIONS) >= set(range(1, SCHEMA_VERSION))
     assert {migration.version for migration in schema.migrations()} == set(range(2, SCHEMA_VERSION + 1))
 
 
@@ -93,7 +37,7 @@ async def test_a_new_database_is_as_the_tests_have_it(blank, database, dump):
     assert await dump(new) == await dump(database)
 
 
-@pytest.mark.parametrize("version", OLD)
+@pytest.mark.parametrize("version", OLD_VERSIONS)
 async def test_an_upgraded_database_is_the_same_as_a_new_one(version, old, database, dump):
     upgraded = await old(version)
     await schema.apply(upgraded.dsn)
@@ -101,7 +45,7 @@ async def test_an_upgraded_database_is_the_same_as_a_new_one(version, old, datab
     assert (await schema.status(upgraded.dsn)).problems == ()
 
 
-@pytest.mark.parametrize("version", OLD)
+@pytest.mark.parametrize("version", OLD_VERSIONS)
 async def test_what_is_printed_upgrades_a_database_too_and_may_be_pasted_twice(version, old, database, dump):
     upgraded = await old(version)
     for _ in range(2):
@@ -126,7 +70,7 @@ async def test_a_migration_does_nothing_where_it_is_not_needed(blank, database, 
     assert [await dump(each) for each in databases] == before
 
 
-@pytest.mark.parametrize("version", OLD)
+@pytest.mark.parametrize("version", OLD_VERSIONS)
 async def test_an_upgrade_keeps_every_row(version, old):
     database = await old(version)
     [project] = database.projects
