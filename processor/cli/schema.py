@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from processor import schema
 from processor.rpc import SCHEMA_VERSION
-from processor.schema import SchemaError, SchemaStatus
+from processor.schema import Problem, SchemaError, SchemaStatus
 
 Result = TypeVar("Result")
 
@@ -39,6 +39,8 @@ def apply(database_url: DatabaseUrl) -> None:
     """Put the schema into a database, or bring an older one up. Safe to repeat: what is there stays."""
     _run(schema.apply(database_url))
     out.print(f"[green]✓[/green] schema version {SCHEMA_VERSION} is in place")
+    for problem in _run(schema.status(database_url)).problems:  # what files that may be repeated cannot mend
+        _warn(problem)
 
 
 @app.command()
@@ -95,8 +97,12 @@ def _tell(found: SchemaStatus) -> None:
     else:
         out.print(f"[red]✗[/red] schema version {found.installed}, but not as it should be")
     for problem in found.problems:
-        mark = "[red bold]✗ serious:[/red bold]" if problem.serious else "[red]✗[/red]"
-        out.print(f"{mark} {escape(problem.says)}\n    to mend it: {escape(problem.mend)}")
+        _warn(problem)
+
+
+def _warn(problem: Problem) -> None:
+    mark = "[red bold]✗ serious:[/red bold]" if problem.serious else "[red]✗[/red]"
+    out.print(f"{mark} {escape(problem.says)}\n    to mend it: {escape(problem.mend)}")
 
 
 def _as_json(found: SchemaStatus) -> dict[str, object]:

@@ -70,6 +70,9 @@ async def _inside(connection: asyncpg.Connection, step: Step) -> None:
             await connection.execute(file.text)
         except BUSY:
             raise
+        except (asyncpg.UndefinedColumnError, asyncpg.UndefinedTableError) as error:
+            refused = _refused(file.name, error, "nothing has changed")
+            raise SchemaError(f"{refused}. processor schema status says what to do first") from error
         except asyncpg.PostgresError as error:
             raise _refused(file.name, error, "nothing has changed") from error
 

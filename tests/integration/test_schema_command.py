@@ -112,8 +112,18 @@ async def test_status_says_what_is_wrong_and_apply_mends_it(dev_process, tmp_pat
         ("publication", False, True),
     ]
 
+    said = command("apply", "--database-url", stack.db_url)
+    assert said.returncode == 1
+    assert 'column "tags" of relation "public.jobs" does not exist' in said.stderr
+    assert "processor schema status says what to do first" in said.stderr
     await connection.execute(told["problems"][1]["sql"])
-    assert command("apply", "--database-url", stack.db_url).returncode == 0
+    await connection.execute("create policy everybody on public.jobs using (true)")
+    # what apply cannot mend, it tells
+    said = command("apply", "--database-url", stack.db_url)
+    assert said.returncode == 0
+    assert said.stdout.splitlines()[0] == f"✓ schema version {SCHEMA_VERSION} is in place"
+    assert "serious: policy everybody of public.jobs is not part of the schema" in said.stdout
+    await connection.execute("drop policy everybody on public.jobs")
     assert command("status", "--database-url", stack.db_url).returncode == 0
 
     # another version: both numbers are told, and what to do

@@ -321,3 +321,29 @@ async def test_looking_changes_nothing_and_needs_no_setting(project):
         set local transaction_read_only = on
     """)
     assert await problems(project.connection) == []
+
+
+async def test_the_small_check_for_the_sql_editor_knows_every_table(project):
+    assert await project.rows("select * from processor.check_schema()") == []
+    for table in TABLES:
+        await project.connection.execute(f"alter table public.{table} disable row level security")
+    said = [row["problem"] for row in await project.rows("select problem from processor.check_schema()")]
+    assert {problem.split()[4] for problem in said} == {f"public.{table}" for table in TABLES}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("grant select on public.credit_entries to anon", "public.credit_entries is open to the world"),
+        ("grant insert on public.jobs to public", "public.jobs is open to the world"),
+        ("grant execute on function processor.uuid7() to public", "processor.uuid7() is open to the world"),
+        (
+            "grant execute on function public.claim_jobs(uuid, uuid, text[], int) to anon",
+            "claim_jobs(uuid,uuid,text[],integer) is open to the world",
+        ),
+    ],
+)
+async def test_the_small_check_sees_what_is_open_to_the_world(project, change, says):
+    await project.connection.execute(change)
+    [problem] = await project.rows("select problem from processor.check_schema()")
+    assert says in problem["problem"]
