@@ -42,8 +42,8 @@ do $$
 begin
   -- the same number as in processor.schema_version() below
   if to_regprocedure('processor.schema_version()') is not null then
-    if processor.schema_version() > 1 then
-      raise exception 'this database has version % of the schema, newer than version 1', processor.schema_version()
+    if processor.schema_version() > 2 then
+      raise exception 'this database has version % of the schema, newer than version 2', processor.schema_version()
         using hint = 'Take the files of a newer package: pip install --upgrade supabase-job-processor';
     end if;
   end if;
