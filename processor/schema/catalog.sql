@@ -48,7 +48,7 @@ object (kind, part_of, name, facts) as (
   from relation r
   join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
   left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-  where r.relkind in ('r', 'p', 'c')
+  where r.relkind in ('r', 'p')
 
   union all
   select 'constraint', t.name, format('%I', c.conname),
@@ -68,15 +68,15 @@ object (kind, part_of, name, facts) as (
   where not exists (select from pg_catalog.pg_constraint c where c.conindid = x.indexrelid and c.contype in ('p', 'u', 'x'))
 
   union all
-  select 'view', null, r.name, jsonb_build_object('kind', r.relkind, 'columns', v.columns,
-    'options', array_to_string(r.reloptions, ', '), 'body', md5(regexp_replace(
-      pg_get_viewdef(r.oid), '\s|\m(?!(public|processor|auth)\.)[a-z_][a-z0-9_]*\.(?=[a-z_"])', '', 'g')))
+  select case r.relkind when 'c' then 'type' else 'view' end, null, r.name, jsonb_strip_nulls(jsonb_build_object(
+    'columns', v.columns, 'options', array_to_string(r.reloptions, ', '), 'body', md5(regexp_replace(
+      pg_get_viewdef(r.oid), '\s|\m(?!(public|processor|auth)\.)[a-z_][a-z0-9_]*\.(?=[a-z_"])', '', 'g'))))
   from relation r
   cross join lateral (
     select string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum) as columns
-    from pg_catalog.pg_attribute a where a.attrelid = r.oid and a.attnum > 0
+    from pg_catalog.pg_attribute a where a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
   ) v
-  where r.relkind in ('v', 'm')
+  where r.relkind in ('v', 'm', 'c')
 
   union all
   select 'function', null, f.name, jsonb_build_object(
@@ -152,8 +152,8 @@ object (kind, part_of, name, facts) as (
   select 'owner', o.name, format('%s %s owner to %s', o.kind, o.name, n.nspowner::regrole),
     jsonb_build_object('owner', o.owner::regrole::text)
   from (
-    select case t.relkind when 'v' then 'view' else 'table' end as kind, t.name, t.relowner as owner
-    from relation t where t.relkind not in ('S', 'c')
+    select case t.relkind when 'v' then 'view' when 'c' then 'type' else 'table' end as kind, t.name, t.relowner as owner
+    from relation t where t.relkind <> 'S'
     union all
     select 'function', f.name, f.proowner from routine f
   ) o

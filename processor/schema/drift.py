@@ -106,7 +106,7 @@ def _added(key: Key, facts: Facts) -> Iterator[Problem]:
         case "function" if name.startswith("public."):
             says = f"{_name(key)} is not part of the schema, but has the name of one that is: calls reach it"
             yield Problem(kind, name, says, f"drop routine {name}", apply=False, serious=True)
-        case "function" | "view" | "table":
+        case "function" | "view" | "table" | "type":
             says = f"{_name(key)} is not part of the schema: drop it, or move it to a schema of yours"
             word = "routine" if kind == "function" else kind
             yield Problem(kind, name, says, f"drop {word} {name}", apply=False)
@@ -137,6 +137,9 @@ def _changed(key: Key, wanted: Facts, there: Facts) -> Iterator[Problem]:
             yield Problem(kind, name, f"{_name(key)} is invalid: building it was interrupted")
         case "index":
             yield Problem(kind, name, says, f"drop index {name}")
+        case "type":
+            # with the functions that have to do with it, which apply makes again
+            yield Problem(kind, name, says, f"drop type {name} cascade")
         case "view":
             sql = f"drop view {name}" if "columns" in changed else ""
             yield Problem(kind, name, says, sql, serious="options" in changed)

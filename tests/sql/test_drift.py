@@ -83,7 +83,7 @@ SERIOUS = {
     ),
     "a definer that follows its caller's search_path": (
         "alter function public.cancel_job(uuid) reset search_path",
-        "settings of function public.cancel_job(uuid) is nothing instead of search_path",
+        "settings of function public.cancel_job(uuid) is ",
     ),
     "a private function made definer": (
         "alter function processor.undo_grant(bigint, text) security definer",
@@ -181,10 +181,31 @@ MILD = {
            add constraint jobs_progress_is_a_share check (progress between 0 and 1) not valid""",
         "constraint jobs_progress_is_a_share of public.jobs",
     ),
+    "a trigger dropped": (
+        "drop trigger job_schedules_guard on public.job_schedules",
+        "trigger job_schedules_guard of public.job_schedules is missing",
+    ),
+    "a trigger disabled": (
+        "alter table public.job_schedules disable trigger job_schedules_guard",
+        "trigger job_schedules_guard of public.job_schedules is not enabled",
+    ),
+    "a trigger changed": (
+        """create or replace trigger job_schedules_guard before insert on public.job_schedules
+           for each row execute function public.guard_schedule()""",
+        "definition of trigger job_schedules_guard of public.job_schedules is CREATE TRIGGER",
+    ),
+    "a type changed": (
+        "alter type processor.verdict add attribute extra int cascade",
+        "columns of type processor.verdict is job_id uuid, ",
+    ),
+    "a private table opened": (
+        "grant select on processor.queue_tokens to service_role",
+        f"{TOO_MANY}: select on table processor.queue_tokens to service_role",
+    ),
     "an index dropped": ("drop index public.jobs_claim_idx", "index public.jobs_claim_idx is missing"),
     "an index changed": (
-        "drop index public.jobs_due_idx; create index jobs_due_idx on public.jobs (queue)",
-        "definition of index public.jobs_due_idx is CREATE INDEX",
+        "drop index public.jobs_parent_idx; create index jobs_parent_idx on public.jobs (queue)",
+        "definition of index public.jobs_parent_idx is CREATE INDEX",
     ),
     "an index whose building was interrupted": (
         "update pg_index set indisvalid = false where indexrelid = 'public.jobs_claim_idx'::regclass",
@@ -269,9 +290,10 @@ async def test_the_manifest_is_that_of_the_newest_schema_on_every_postgresql(pro
     assert catalog.manifest(objects) == catalog.MANIFEST.read_text(encoding="utf-8"), "run ./scripts/manifest"
     assert {key.kind for key in objects} >= {
         *("schema", "table", "column", "constraint", "sequence", "index", "view", "function", "policy"),
-        *("publication", "role", "membership", "right"),
+        *("publication", "role", "membership", "right", "trigger", "type"),
     }
-    assert {key.name for key in objects if key.kind == "table"} == {f"public.{table}" for table in TABLES}
+    tables = {key.name for key in objects if key.kind == "table" and key.name.startswith("public.")}
+    assert tables == {f"public.{table}" for table in TABLES}
 
 
 @pytest.mark.parametrize("drift", [*SERIOUS, *MILD])
@@ -312,6 +334,16 @@ async def test_all_that_is_wrong_is_told_the_serious_first(project):
         (False, "function public.retry_job(uuid) is missing"),
         (False, "index public.jobs_claim_idx is missing"),
     ]
+
+
+async def test_what_a_dropped_type_took_with_it_is_told_and_mended(project):
+    await project.connection.execute("drop type processor.verdict cascade")
+    told = await problems(project.connection)
+    assert "type processor.verdict is missing" in [problem.says for problem in told]
+    assert {problem.kind for problem in told} == {"type", "function"}
+    assert {problem.mend for problem in told} == {APPLY}
+    await apply(project)
+    assert await problems(project.connection) == []
 
 
 async def test_looking_changes_nothing_and_needs_no_setting(project):

@@ -1,7 +1,9 @@
 """What is exported for the Supabase CLI gives the same database, run as the CLI runs it."""
 
 import re
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from itertools import groupby
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 TOKEN = re.compile(
     r"--[^\n]*|/\*.*?\*/|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|'(?:[^']|'')*'|\"[^\"]*\"|[^;]|(?P<end>;)", re.DOTALL
 )
+ALONE = re.compile(r"\s*create\s+(unique\s+)?index\s+concurrently\s")
 COLUMN = Migration(
     f"{SCHEMA_VERSION:04}_1_column.sql", "alter table public.jobs add column if not exists colour text;\n"
 )
@@ -43,13 +46,10 @@ async def push(database, files):
     async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as connection:
         for file in files:
             each = statements(file.read_text(encoding="utf-8"))
-            if all(" concurrently " in statement for statement in each):
-                for statement in each:
-                    await connection.execute(statement)
-                continue
-            async with connection.pipeline():
-                for statement in each:
-                    await connection.execute(statement)
+            for alone, batch in groupby(each, lambda statement: bool(ALONE.match(statement))):
+                async with nullcontext() if alone else connection.pipeline():
+                    for statement in batch:
+                        await connection.execute(statement)
 
 
 def names(paths):
@@ -101,7 +101,7 @@ async def test_what_runs_outside_a_transaction_has_a_file_of_its_own(tmp_path, b
     ("text", "error"),
     [
         ("lock table auth.users;", "LOCK TABLE can only be used in transaction blocks"),
-        ("select 1; create index concurrently on auth.users (email);", "CREATE INDEX CONCURRENTLY cannot"),
+        ("select 1; reindex index concurrently auth.users_pkey;", "REINDEX CONCURRENTLY cannot"),
     ],
 )
 async def test_files_run_here_as_the_cli_runs_them(text, error, tmp_path, blank):
