@@ -20,7 +20,7 @@ begin
     execute format('revoke all on sequence public.%I from public, anon, authenticated, service_role, job_processor', t);
   end loop;
   revoke all on table public.credit_statement from public, anon, authenticated, service_role, job_processor;
-  for t in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'processor'::regnamespace and c.relkind = 'v' loop
+  for t in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'processor'::regnamespace and c.relkind in ('r', 'v') loop
     execute format('revoke all on table processor.%I from public, anon, authenticated, service_role, job_processor', t);
   end loop;
   -- `alter default privileges in schema` would not revoke PUBLIC's right to execute: each by name

@@ -1,4 +1,4 @@
--- Limits of owners, rates, and children: new columns, which cost nothing. What is said of them in public.jobs is
+-- Limits of owners, rates, children, lots: new columns, which cost nothing. What is said of columns of big tables is
 -- checked in the next file, because every row must be read for that.
 
 do $migration$
@@ -34,6 +34,18 @@ begin
         children_open >= 0 and children_failed >= 0 and children_open + children_failed <= children_total
       ) not valid,
       add constraint jobs_on_child_failure_is_known check (on_child_failure in ('continue', 'fail')) not valid;
+  end if;
+
+  alter table public.credit_entries add column if not exists lot_id bigint;
+  if not exists (
+    select from pg_catalog.pg_constraint
+    where conname = 'credit_entries_kind_is_known' and pg_get_constraintdef(oid) like '%refund%'
+  ) then
+    alter table public.credit_entries
+      drop constraint if exists credit_entries_kind_is_known,
+      add constraint credit_entries_kind_is_known check (
+        kind in ('grant', 'reserve', 'capture', 'release', 'expire', 'refund', 'clawback')
+      ) not valid;
   end if;
 end
 $migration$;
