@@ -62,8 +62,8 @@ SERIOUS = {
         f"{TOO_MANY}: execute on function public.finish_jobs(uuid, jsonb) to authenticated",
     ),
     "a private function opened to all": (
-        "grant execute on function processor.grant_credits(uuid, bigint, text, text) to public",
-        f"{TOO_MANY}: execute on function processor.grant_credits(uuid, bigint, text, text) to public",
+        "grant execute on function processor.undo_grant(bigint, text) to public",
+        f"{TOO_MANY}: execute on function processor.undo_grant(bigint, text) to public",
     ),
     "the private schema opened": (
         "grant usage on schema processor to authenticated",
@@ -144,9 +144,9 @@ MILD = {
     ),
     "a view dropped": ("drop view processor.throughput", "view processor.throughput is missing"),
     "a view changed": (
-        """create or replace view processor.credit_summary with (security_invoker = on) as
-           select owner_id, issued, available, held, spent, expired, 0::bigint as jobs,
-             0::bigint as open_jobs, updated_at as last_activity_at from public.credit_accounts""",
+        """do $$ begin execute 'create or replace view processor.credit_summary with (security_invoker = on) as '
+             'select * from (' || rtrim(pg_get_viewdef('processor.credit_summary'::regclass), ';') || ') x';
+           end $$""",
         "the body of view processor.credit_summary is not the one of this version",
     ),
     "a view with other columns": (
