@@ -144,7 +144,7 @@ MILD = {
     ),
     "a view dropped": ("drop view processor.throughput", "view processor.throughput is missing"),
     "a view changed": (
-        """do $$ begin execute 'create or replace view processor.credit_summary with (security_invoker = on) as '
+        """do $$ begin execute 'create or replace view processor.credit_summary with (security_invoker) as '
              'select * from (' || rtrim(pg_get_viewdef('processor.credit_summary'::regclass), ';') || ') x';
            end $$""",
         "the body of view processor.credit_summary is not the one of this version",
