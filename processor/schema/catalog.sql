@@ -69,7 +69,7 @@ object (kind, part_of, name, facts) as (
 
   union all
   select case r.relkind when 'c' then 'type' else 'view' end, null, r.name, jsonb_strip_nulls(jsonb_build_object(
-    'columns', v.columns, 'options', array_to_string(r.reloptions, ', '), 'body', md5(regexp_replace(
+    'columns', v.columns, 'options', replace(array_to_string(r.reloptions, ', '), '=true', '=on'), 'body', md5(regexp_replace(
       pg_get_viewdef(r.oid), '\s|\m(?!(public|processor|auth)\.)[a-z_][a-z0-9_]*\.(?=[a-z_"])', '', 'g'))))
   from relation r
   cross join lateral (
