@@ -115,7 +115,7 @@ end
 $$;
 comment on function processor.check_tags(text[]) is 'Raise JQ006 if tags are not at most 20 texts of at most 100 characters.';
 
-create or replace function processor.check_elements(jobs jsonb, internal boolean)
+create or replace function processor.check_elements(jobs jsonb, internal boolean, what text default 'job')
 returns void
 language plpgsql
 set search_path = ''
@@ -128,7 +128,7 @@ begin
   if jsonb_typeof(check_elements.jobs) is distinct from 'array' then
     perform processor.fail('JQ006', 'jobs must be an array of objects', '', 'Give [{"kind": "…", "payload": {…}}, …].');
   end if;
-  perform processor.check_range('the number of jobs', jsonb_array_length(check_elements.jobs), 0, 10000);
+  perform processor.check_range(case check_elements.what when 'child' then 'the number of children' else 'the number of jobs' end, jsonb_array_length(check_elements.jobs), 0, 10000);
   select e.ordinality, jsonb_typeof(e.value) as type,
     (select u from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) u
      where u <> all (known) and not (check_elements.internal and u = 'retry_of') limit 1) as key
@@ -141,15 +141,17 @@ begin
   limit 1;
   if found then
     if bad.key is not null then
-      perform processor.fail('JQ006', format('job %s has an unknown key: %s', bad.ordinality, left(bad.key, 100)), '',
+      perform processor.fail('JQ006', format('%s %s has an unknown key: %s', check_elements.what, bad.ordinality, left(bad.key, 100)), '',
         'Known are ' || array_to_string(known, ', '));
     elsif bad.type <> 'object' then
-      perform processor.fail('JQ006', format('job %s must be an object, this is a JSON %s', bad.ordinality, bad.type), '',
+      perform processor.fail('JQ006', format('%s %s must be an object, this is a JSON %s', check_elements.what, bad.ordinality, bad.type), '',
         'Give [{"kind": "…", "payload": {…}}, …].');
     end if;
-    perform processor.fail('JQ003', 'payload must be a JSON object, this is null', '', 'Wrap it: {"value": …}.');
+    perform processor.fail('JQ003', 'payload must be a JSON object, this is null',
+      case when jsonb_array_length(check_elements.jobs) > 1 then format('%s %s of the call', check_elements.what, bad.ordinality) else '' end,
+      'Wrap it: {"value": …}.');
   end if;
 end
 $$;
-comment on function processor.check_elements(jsonb, boolean) is
+comment on function processor.check_elements(jsonb, boolean, text) is
   'Raise an error if something is not an array of objects with the names of create_job''s parameters, or retry_of if internal.';

@@ -1,6 +1,40 @@
 -- Creating jobs, one or many: the rows, their items, their holds and their children, all or nothing.
 
-create or replace function processor.find_conflict(draft processor.draft)
+create or replace function processor.keyed_job(owner_id uuid, idempotency_key text)
+returns uuid
+language plpgsql
+stable
+set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if keyed_job.owner_id is null then -- "is not distinct from" would read the whole index
+    return (select j.id from public.jobs j where j.owner_id is null and j.idempotency_key = keyed_job.idempotency_key);
+  end if;
+  return (select j.id from public.jobs j where j.owner_id = keyed_job.owner_id and j.idempotency_key = keyed_job.idempotency_key);
+end
+$$;
+comment on function processor.keyed_job(uuid, text) is 'The job of an owner (or of nobody) with an idempotency_key.';
+
+create or replace function processor.active_job(owner_id uuid, kind text, unique_key text)
+returns uuid
+language plpgsql
+stable
+set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if active_job.owner_id is null then
+    return (select j.id from public.jobs j where j.owner_id is null and j.kind = active_job.kind
+      and j.unique_key = active_job.unique_key and j.status in ('pending', 'processing'));
+  end if;
+  return (select j.id from public.jobs j where j.owner_id = active_job.owner_id and j.kind = active_job.kind
+    and j.unique_key = active_job.unique_key and j.status in ('pending', 'processing'));
+end
+$$;
+comment on function processor.active_job(uuid, text, text) is 'The pending or processing job of an owner (or of nobody) with a unique_key.';
+
+create or replace function processor.find_conflict(draft processor.draft, several boolean)
 returns uuid
 language plpgsql
 set search_path = ''
@@ -8,35 +42,39 @@ as $$
 #variable_conflict use_column
 declare
   existing public.jobs;
+  taken text;
 begin
   if draft.retry_of is not null then
     select * into existing from public.jobs j where j.retry_of = draft.retry_of;
-  elsif draft.owner_id is not null then -- "is not distinct from" would read the whole index
-    select * into existing from public.jobs j where j.owner_id = draft.owner_id and j.idempotency_key = draft.idempotency_key;
   else
-    select * into existing from public.jobs j where j.owner_id is null and j.idempotency_key = draft.idempotency_key;
+    select * into existing from public.jobs j where j.id = processor.keyed_job(draft.owner_id, draft.idempotency_key);
   end if;
+  taken := format('taken by job %s', existing.id);
   if existing.id is not null then
-    if existing.retry_of is null and existing.input_digest <> draft.input_digest then
+    if existing.retry_of is null
+      and (existing.input_digest <> draft.input_digest or existing.parent_id is distinct from draft.parent_id)
+    then
       perform processor.fail('JQ007', format('idempotency_key %s was used with other input', draft.idempotency_key),
-        format('job %s', existing.id), 'Use a new key for new input; the same key returns the first job.');
+        case when find_conflict.several then processor.place_in_call(draft, taken) else taken end,
+        'Use a new key for new input or another parent; the same key returns the first job.');
     end if;
     return existing.id;
   end if;
-  select * into existing from public.jobs j
-  where j.unique_key = draft.unique_key and j.kind = draft.kind and j.owner_id is not distinct from draft.owner_id
-    and j.status in ('pending', 'processing');
+  select * into existing from public.jobs j where j.id = processor.active_job(draft.owner_id, draft.kind, draft.unique_key);
+  taken := case when existing.id is null then '' else format('taken by job %s', existing.id) end;
   if existing.id is null or draft.on_conflict <> 'return' then
     perform processor.fail('JQ012',
       format('a job of kind %s with unique_key %s is already %s', draft.kind, draft.unique_key, coalesce(existing.status, 'on its way')),
-      coalesce(format('job %s', existing.id), ''), case draft.on_conflict
-        when 'replace' then 'Only a pending job can be replaced: wait for this one to end, or cancel it.'
-        else 'Wait for it to end, cancel it, or say on_conflict => ''replace'' or ''return''.' end);
+      case when find_conflict.several then processor.place_in_call(draft, taken) else taken end,
+      case
+        when draft.on_conflict = 'error' then 'Wait for it to end, cancel it, or say on_conflict => ''replace'' or ''return''.'
+        when existing.status = 'pending' then 'It was made by this very call: give each job its own unique_key.'
+        else 'Only a pending job can be replaced: wait for this one to end, or cancel it.' end);
   end if;
   return existing.id;
 end
 $$;
-comment on function processor.find_conflict(processor.draft) is
+comment on function processor.find_conflict(processor.draft, boolean) is
   'The job that keeps a draft from being written, if it stands for it; JQ007 or JQ012 if it does not.';
 
 create or replace function processor.check_pending(drafts processor.draft[])
@@ -67,121 +105,223 @@ $$;
 comment on function processor.check_pending(processor.draft[]) is
   'Raise JQ014 if with these jobs an owner has more pending than the queue''s max_pending_per_owner.';
 
-create or replace function processor.add_jobs(wanted jsonb, internal boolean default false)
+create or replace function processor.take_turns(turns bigint[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  all_turns constant bigint := hashtextextended('processor: every turn', 0);
+begin
+  -- LOCK: before all others. Each turn is a place in the server's table of locks, which is small: whoever wants many takes them all.
+  if take_turns.turns is null or cardinality(take_turns.turns) > 100 then
+    perform pg_advisory_xact_lock(all_turns);
+  else
+    perform pg_advisory_xact_lock_shared(all_turns);
+    perform pg_advisory_xact_lock(o.t) from (select distinct t from unnest(take_turns.turns) t order by t) o;
+  end if;
+end
+$$;
+comment on function processor.take_turns(bigint[]) is
+  'Creators who would race for a unique_key, or for an owner''s share of a queue, do one after the other; null: all of them wait.';
+
+create or replace function processor.lock_drafts(drafts processor.draft[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  turns bigint[];
+  payers uuid[];
+  concerned uuid[];
+begin
+  select array_agg(distinct x.owner_id) filter (where x.unit_price > 0 or x.parent_id is not null),
+    array_agg(distinct x.parent_id) filter (where x.parent_id is not null and x.depth = 0),
+    array_agg(hashtextextended(format('unique %s %s %s', x.owner_id, x.kind, x.unique_key), 0)) filter (where x.unique_key is not null)
+      || array_agg(distinct hashtextextended(format('pending %s %s', x.queue, x.owner_id), 0)) filter (where q.name is not null)
+  into payers, concerned, turns
+  from unnest(lock_drafts.drafts) x
+  left join public.job_queues q on q.name = x.queue and q.max_pending_per_owner is not null and x.owner_id is not null;
+  -- LOCK: creators' turns; then accounts before jobs, so that two creates of one key meet here and not at the index;
+  -- then parents, and jobs that may have to make way
+  if turns is not null then
+    perform processor.take_turns(turns);
+    concerned := concerned || array(
+      select a.id from unnest(lock_drafts.drafts) x cross join lateral processor.active_job(x.owner_id, x.kind, x.unique_key) a (id)
+      where x.on_conflict = 'replace' and x.unique_key is not null and a.id is not null
+    );
+  end if;
+  if coalesce(payers, nullif(concerned, '{}')) is not null then
+    perform processor.lock_jobs(coalesce(concerned, '{}'), coalesce(payers, '{}'));
+  end if;
+end
+$$;
+comment on function processor.lock_drafts(processor.draft[]) is
+  'Lock all that writing drafts may touch, children''s included, in the one order.';
+
+create or replace function processor.make_way(drafts processor.draft[], made uuid[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  replaced processor.verdict[];
+  waiting uuid[];
+begin
+  if not exists (select from unnest(make_way.drafts) x where x.on_conflict = 'replace' and x.unique_key is not null) then
+    return;
+  end if;
+  -- LOCK: the caller has called lock_drafts()
+  select array_agg(processor.ending(j.id, 'cancelled', 'REPLACED', 'replaced by a newer job with the same unique_key')),
+    array_agg(distinct p.id) filter (where p.id is not null)
+  into replaced, waiting
+  from (
+    select distinct processor.active_job(x.owner_id, x.kind, x.unique_key) as id
+    from unnest(make_way.drafts) x
+    where x.on_conflict = 'replace' and x.unique_key is not null
+      -- a repeated call replaces nothing: what it made is there
+      and (x.idempotency_key is null or processor.keyed_job(x.owner_id, x.idempotency_key) is null)
+  ) a
+  join public.jobs j on j.id = a.id and j.status = 'pending' and j.id <> all (make_way.made)
+  -- a parent that waits goes on waiting when one of its children takes another's place
+  left join public.jobs p on p.id = j.parent_id and p.run_at = processor.never() and p.status = 'pending'
+    and p.id in (select x.parent_id from unnest(make_way.drafts) x);
+  if replaced is not null then
+    perform processor.conclude(replaced);
+    update public.jobs p set run_at = processor.never() where p.id = any (waiting) and p.status = 'pending';
+  end if;
+end
+$$;
+comment on function processor.make_way(processor.draft[], uuid[]) is
+  'Cancel the pending jobs whose unique_key is given anew with on_conflict "replace"; not what the same call has made.';
+
+create or replace function processor.write_drafts(drafts processor.draft[])
 returns table (n int, job_id uuid, created boolean)
 language plpgsql
 set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-  drafts processor.draft[];
+  current int := 0; -- the depth
+  wave processor.draft[];
   d processor.draft;
-  turns bigint[];
-  payers uuid[];
   parents uuid[];
-  replaced uuid[];
-  made uuid[];
   ended public.jobs;
-  any_items boolean;
-  any_children boolean;
+  written uuid[];
+  made uuid[] := '{}';
 begin
-  perform processor.check_elements(add_jobs.wanted, add_jobs.internal);
-  drafts := processor.draft_jobs(add_jobs.wanted);
-  select array_agg(distinct x.owner_id) filter (where x.unit_price > 0),
-    array_agg(distinct x.parent_id) filter (where x.parent_id is not null),
-    array_agg(hashtextextended(format('unique %s %s %s', x.owner_id, x.kind, x.unique_key), 0)) filter (where x.unique_key is not null)
-      || array_agg(distinct hashtextextended(format('pending %s %s', x.queue, x.owner_id), 0)) filter (where q.name is not null),
-    bool_or(x.items is not null), bool_or(x.children is not null)
-  into payers, parents, turns, any_items, any_children
-  from unnest(drafts) x
-  left join public.job_queues q on q.name = x.queue and q.max_pending_per_owner is not null;
-
-  -- LOCK: before all others: creators who would race for a unique_key, or for an owner's share of a queue, take turns
-  if turns is not null then
-    perform pg_advisory_xact_lock(t) from (select t from unnest(turns) t order by t) o;
-    select array_agg(j.id) into replaced
-    from unnest(drafts) x
-    join public.jobs j on j.unique_key = x.unique_key and j.kind = x.kind and j.owner_id is not distinct from x.owner_id
-    where x.on_conflict = 'replace' and j.status = 'pending'
-      and not exists ( -- a repeated call replaces nothing: what it made is there
-        select from public.jobs r where r.idempotency_key = x.idempotency_key and r.owner_id is not distinct from x.owner_id
-      );
-  end if;
-  -- LOCK: accounts before jobs, so that two creates of one key meet here and not at the index; parents and jobs that make way
-  if coalesce(payers, parents, replaced) is not null then
-    perform processor.lock_jobs(coalesce(parents || replaced, parents, replaced, '{}'), coalesce(payers, '{}'));
-  end if;
-  if replaced is not null then
-    perform processor.conclude(array(
-      select processor.ending(j.id, 'cancelled', 'REPLACED', 'replaced by a newer job with the same unique_key')
-      from public.jobs j where j.id = any (replaced) and j.status = 'pending'
-    ));
-  end if;
-  if parents is not null then
-    select * into ended from public.jobs p where p.id = any (parents) and p.finished_at is not null limit 1;
-    if found then
-      perform processor.fail('JQ009', format('job %s is %s: it gets no more children', ended.id, ended.status));
+  -- LOCK: the caller has called lock_drafts()
+  loop
+    wave := array(
+      select x from unnest(write_drafts.drafts) x
+      where x.depth = current and (x.depth = 0 or x.parent_id = any (written))
+      -- two calls that name the same keys in different orders must not meet at the index in a circle
+      order by x.owner_id, x.idempotency_key, x.n
+    );
+    exit when wave = '{}';
+    perform processor.make_way(wave, made);
+    parents := array(select distinct x.parent_id from unnest(wave) x where x.parent_id is not null);
+    if parents <> '{}' then
+      select * into ended from public.jobs p where p.id = any (parents) and p.finished_at is not null limit 1;
+      if found then
+        perform processor.fail('JQ009', format('job %s is %s: it gets no more children', ended.id, ended.status));
+      end if;
     end if;
-  end if;
 
-  with written as (
-    insert into public.jobs (id, queue, kind, owner_id, priority, payload, items_total, max_attempts, run_at, created_at, updated_at,
-      timeout, credits_held, idempotency_key, input_digest, unique_key, retry_of, tags, parent_id, on_child_failure)
-    select x.id, x.queue, x.kind, x.owner_id, x.priority, x.payload, x.items_total, x.max_attempts, x.run_at, x.created_at, x.created_at,
-      x.timeout, x.unit_price * x.units, x.idempotency_key, x.input_digest, x.unique_key, x.retry_of, x.tags, x.parent_id,
-      x.on_child_failure
-    from unnest(drafts) x
-    on conflict do nothing
-    returning id
-  )
-  select coalesce(array_agg(w.id), '{}') into made from written w;
-  if cardinality(made) < cardinality(drafts) then
-    foreach d in array drafts loop
-      continue when d.id = any (made);
-      n := d.n;
-      job_id := processor.find_conflict(d);
-      created := false;
-      return next;
-    end loop;
-    drafts := array(select x from unnest(drafts) x where x.id = any (made));
-  end if;
+    with rows as (
+      insert into public.jobs (id, queue, kind, owner_id, priority, payload, items_total, max_attempts, run_at, created_at, updated_at,
+        timeout, credits_held, idempotency_key, input_digest, unique_key, retry_of, tags, parent_id, on_child_failure)
+      select x.id, x.queue, x.kind, x.owner_id, x.priority, x.payload, x.items_total, x.max_attempts, x.run_at, x.created_at, x.created_at,
+        x.timeout, x.unit_price * x.units, x.idempotency_key, x.input_digest, x.unique_key, x.retry_of, x.tags, x.parent_id,
+        x.on_child_failure
+      from unnest(wave) x
+      on conflict do nothing
+      returning id
+    )
+    select coalesce(array_agg(r.id), '{}') into written from rows r;
+    if cardinality(written) < cardinality(wave) then
+      foreach d in array wave loop
+        continue when d.id = any (written);
+        n := d.n;
+        job_id := processor.find_conflict(d, cardinality(write_drafts.drafts) > 1);
+        created := false;
+        if current = 0 then
+          return next;
+        end if;
+      end loop;
+    end if;
+    made := made || written;
+    if parents <> '{}' then
+      update public.jobs p
+      set children_total = p.children_total + c.count, children_open = p.children_open + c.count, updated_at = processor.now()
+      from (
+        select x.parent_id, count(*)::int as count from unnest(wave) x
+        where x.parent_id is not null and x.id = any (written) group by 1
+      ) c
+      where p.id = any (parents) and p.id = c.parent_id;
+    end if;
+    current := current + 1;
+  end loop;
 
-  if any_items then
+  perform processor.complete_drafts(case when cardinality(made) = cardinality(write_drafts.drafts) then write_drafts.drafts
+    else array(select x from unnest(write_drafts.drafts) x where x.id = any (made) order by x.depth, x.n) end);
+  return query select x.n, x.id, true from unnest(write_drafts.drafts) x where x.depth = 0 and x.id = any (made);
+end
+$$;
+comment on function processor.write_drafts(processor.draft[]) is
+  'Write drafts, or raise an error and write none. One that exists already (by idempotency_key, unique_key or retry_of) is told as not '
+  'created, and its children are left out.';
+
+create or replace function processor.complete_drafts(drafts processor.draft[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  with_items processor.draft[] := array(select x from unnest(complete_drafts.drafts) x where x.items is not null);
+  holds public.credit_holds[] := array(
+    select row(x.id, x.owner_id, x.units, x.unit_price, x.per_item, 0, 0, null)::public.credit_holds
+    from unnest(complete_drafts.drafts) x where x.unit_price > 0 order by x.owner_id, x.id
+  );
+  waiting uuid[] := array(select x.id from unnest(complete_drafts.drafts) x where x.children is not null);
+begin
+  if with_items <> '{}' then
     insert into public.job_items (job_id, key, position, payload)
     select x.id, i.key, i.position, i.payload
-    from unnest(drafts) x
-    cross join lateral processor.parse_items(x.items, x.items_total) i
-    where x.items is not null;
+    from unnest(with_items) x cross join lateral processor.parse_items(x.items, x.items_total) i;
   end if;
-  if payers is not null then
-    perform processor.open_holds(array(
-      select row(x.id, x.owner_id, x.units, x.unit_price, x.per_item, 0, 0, null)::public.credit_holds
-      from unnest(drafts) x where x.unit_price > 0
-    ));
+  if holds <> '{}' then
+    perform processor.open_holds(holds);
   end if;
-  if parents is not null then
-    update public.jobs p
-    set children_total = p.children_total + c.count, children_open = p.children_open + c.count, updated_at = processor.now()
-    from (select x.parent_id, count(*)::int as count from unnest(drafts) x where x.parent_id is not null group by 1) c
-    where p.id = c.parent_id;
+  if exists (select from public.job_queues q where q.max_pending_per_owner is not null) then
+    perform processor.check_pending(complete_drafts.drafts);
   end if;
-  if turns is not null then
-    perform processor.check_pending(drafts);
+  if waiting <> '{}' then -- all of its children may have been there already, as somebody else's
+    update public.jobs j set run_at = j.created_at where j.id = any (waiting) and j.children_open = 0;
   end if;
-  if any_children then -- after their parents: their ids are greater, as the lock order wants
-    perform processor.add_jobs(c.children, add_jobs.internal)
-    from (
-      select jsonb_agg(e.value || jsonb_build_object('parent_id', x.id) order by x.n, e.ordinality) as children
-      from unnest(drafts) x cross join lateral jsonb_array_elements(x.children) with ordinality e
-    ) c
-    where c.children is not null;
-  end if;
-  return query select x.n, x.id, true from unnest(drafts) x;
+end
+$$;
+comment on function processor.complete_drafts(processor.draft[]) is
+  'What belongs to jobs that were just written: their items, their holds, the limits of their owners.';
+
+create or replace function processor.add_jobs(wanted jsonb, internal boolean default false)
+returns table (n int, job_id uuid, created boolean)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  drafts constant processor.draft[] := processor.draft_jobs(add_jobs.wanted, add_jobs.internal);
+begin
+  perform processor.lock_drafts(drafts);
+  return query select * from processor.write_drafts(drafts);
 end
 $$;
 comment on function processor.add_jobs(jsonb, boolean) is
   'Create the jobs of an array, with their items, holds and children; or none, and an error. Each element has the names of '
-  'create_job''s parameters. One that exists already (by idempotency_key, unique_key or retry_of) is told as not created.';
+  'create_job''s parameters; internal: retry_of too. Told are the jobs of the array, not their children.';
 
 create or replace function public.create_job(
   kind text,

@@ -52,13 +52,14 @@ begin
   select jsonb_agg(jsonb_build_object('key', i.key, 'payload', i.payload) order by i.position)
   into open_items
   from public.job_items i where i.job_id = job.id and i.status <> 'completed';
-  if open_items is null and job.items_total > 0 then
-    perform processor.fail('JQ009', format('every item of job %s is completed: nothing is left to retry', job.id));
-  end if;
   select jsonb_agg(processor.repetition(c) - 'owner_id' order by c.id) into children
   from public.jobs c
   where c.parent_id = job.id and c.status in ('partial', 'failed', 'cancelled')
+    and (c.items_total = 0 or c.items_done < c.items_total or c.children_failed > 0)
     and not exists (select from public.jobs r where r.retry_of = c.id);
+  if open_items is null and children is null and job.items_total > 0 then
+    perform processor.fail('JQ009', format('every item of job %s is completed: nothing is left to retry', job.id));
+  end if;
   return jsonb_build_object('kind', job.kind, 'queue', job.queue, 'owner_id', job.owner_id, 'priority', job.priority,
     'payload', job.payload, 'items', open_items, 'max_attempts', job.max_attempts, 'timeout_seconds', extract(epoch from job.timeout),
     'tags', job.tags, 'unique_key', job.unique_key, 'retry_of', job.id, 'children', children, 'on_child_failure', job.on_child_failure);

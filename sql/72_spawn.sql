@@ -1,6 +1,6 @@
 -- Children of a running job: fan-out from a handler, which then ends its attempt with the outcome "wait".
 
-create or replace function public.spawn_jobs(worker_id uuid, parent jsonb, jobs jsonb, on_child_failure text default 'continue')
+create or replace function public.spawn_jobs(worker_id uuid, parent jsonb, jobs jsonb, on_child_failure text default null)
 returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
@@ -9,6 +9,7 @@ as $$
 #variable_conflict use_column
 declare
   parent_id constant uuid := (spawn_jobs.parent ->> 'id')::uuid;
+  drafts processor.draft[];
   held boolean;
 begin
   if jsonb_typeof(spawn_jobs.jobs) is distinct from 'array' then
@@ -17,8 +18,23 @@ begin
   perform processor.fail('JQ006', format('job %s must be an object, this is a JSON %s', e.ordinality, jsonb_typeof(e.value)))
   from jsonb_array_elements(spawn_jobs.jobs) with ordinality e where jsonb_typeof(e.value) <> 'object' limit 1;
   perform processor.check_choice('on_child_failure', spawn_jobs.on_child_failure, array['continue', 'fail']);
-  -- LOCK: account, job with its ancestors
-  perform processor.lock_jobs(array[parent_id]);
+  -- a look before anything is locked: a job that is gone has no children
+  if not exists (
+    select from public.jobs j
+    where j.id = parent_id and j.status = 'processing' and j.worker_id = spawn_jobs.worker_id
+      and j.attempt = (spawn_jobs.parent ->> 'attempt')::int
+  ) then
+    return json_build_object('stale', true, 'jobs', '[]'::json);
+  end if;
+  drafts := processor.draft_jobs((
+    -- an attempt that runs again spawns the same children: the key, or else the place, tells which are which
+    select coalesce(jsonb_agg((e.value - 'key') || jsonb_build_object(
+      'parent_id', parent_id,
+      'idempotency_key', format('%s/%s', parent_id, coalesce(e.value ->> 'key', '#' || e.ordinality))) order by e.ordinality), '[]')
+    from jsonb_array_elements(spawn_jobs.jobs) with ordinality e
+  ));
+  -- LOCK: creators' turns, account, job with its ancestors
+  perform processor.lock_drafts(drafts);
   select h.held into held from processor.lock_held_jobs(spawn_jobs.worker_id, jsonb_build_array(spawn_jobs.parent)) h;
   if not held then
     return json_build_object('stale', true, 'jobs', '[]'::json);
@@ -27,16 +43,10 @@ begin
   where j.id = parent_id and j.on_child_failure <> spawn_jobs.on_child_failure;
   return json_build_object('stale', false, 'jobs', (
     select coalesce(json_agg(json_build_object('id', a.job_id, 'created', a.created) order by a.n), '[]')
-    from processor.add_jobs((
-      -- an attempt that runs again spawns the same children: the key, or else the place, tells which are which
-      select coalesce(jsonb_agg((e.value - 'key') || jsonb_build_object(
-        'parent_id', parent_id,
-        'idempotency_key', format('%s/%s', parent_id, coalesce(e.value ->> 'key', '#' || e.ordinality))) order by e.ordinality), '[]')
-      from jsonb_array_elements(spawn_jobs.jobs) with ordinality e
-    )) a
+    from processor.write_drafts(drafts) a
   ));
 end
 $$;
 comment on function public.spawn_jobs(uuid, jsonb, jsonb, text) is
   'Create children of a job that the worker holds, {"id", "attempt"}: objects with the names of create_job''s parameters, and a "key" '
-  'that is the child''s name within its parent. Spawning the same again returns the same children.';
+  'that is the child''s name within its parent. Spawning the same again returns the same children. on_child_failure null keeps what is.';
