@@ -128,7 +128,8 @@ begin
   if jsonb_typeof(check_elements.jobs) is distinct from 'array' then
     perform processor.fail('JQ006', 'jobs must be an array of objects', '', 'Give [{"kind": "…", "payload": {…}}, …].');
   end if;
-  perform processor.check_range(case check_elements.what when 'child' then 'the number of children' else 'the number of jobs' end, jsonb_array_length(check_elements.jobs), 0, 10000);
+  perform processor.check_range(case check_elements.what when 'child' then 'the number of children' else 'the number of jobs' end,
+    jsonb_array_length(check_elements.jobs), 0, 10000);
   select e.ordinality, jsonb_typeof(e.value) as type,
     (select u from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) u
      where u <> all (known) and not (check_elements.internal and u = 'retry_of') limit 1) as key
@@ -144,11 +145,11 @@ begin
       perform processor.fail('JQ006', format('%s %s has an unknown key: %s', check_elements.what, bad.ordinality, left(bad.key, 100)), '',
         'Known are ' || array_to_string(known, ', '));
     elsif bad.type <> 'object' then
-      perform processor.fail('JQ006', format('%s %s must be an object, this is a JSON %s', check_elements.what, bad.ordinality, bad.type), '',
-        'Give [{"kind": "…", "payload": {…}}, …].');
+      perform processor.fail('JQ006', format('%s %s must be an object, this is a JSON %s', check_elements.what, bad.ordinality, bad.type),
+        '', 'Give [{"kind": "…", "payload": {…}}, …].');
     end if;
     perform processor.fail('JQ003', 'payload must be a JSON object, this is null',
-      case when jsonb_array_length(check_elements.jobs) > 1 then format('%s %s of the call', check_elements.what, bad.ordinality) else '' end,
+      format('%s %s of the call', check_elements.what, bad.ordinality),
       'Wrap it: {"value": …}.');
   end if;
 end

@@ -61,6 +61,15 @@ comment on column processor.queue_tokens.queue is 'The queue.';
 comment on column processor.queue_tokens.tokens is 'How many jobs could start at that moment.';
 comment on column processor.queue_tokens.counted_at is 'The moment.';
 
+create table if not exists processor.queue_turns (
+  queue text primary key,
+  owner_id uuid
+);
+comment on table processor.queue_turns is
+  'Whose turn it was: in queues with max_processing_per_owner the next claim begins with the owner after that one.';
+comment on column processor.queue_turns.queue is 'The queue.';
+comment on column processor.queue_turns.owner_id is 'The owner whose job was claimed last; null: a job of nobody.';
+
 create table if not exists public.job_kinds (
   kind text primary key,
   queue text not null references public.job_queues (name),

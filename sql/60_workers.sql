@@ -218,7 +218,10 @@ begin
   end if;
 
   with owned as (
-    select j.id, j.attempt, j.cancel_requested_at, j.started_at from public.jobs j
+    select j.id, j.attempt, j.started_at,
+      -- a child that somebody had in hand when its parent ended was not asked to stop
+      j.cancel_requested_at is not null or p.status in ('partial', 'failed', 'cancelled') as unwanted
+    from public.jobs j left join public.jobs p on p.id = j.parent_id
     where j.worker_id = w.id and j.status = 'processing'
   )
   select jsonb_build_object(
@@ -230,7 +233,7 @@ begin
     'draining', w.draining,
     'inbox', w.inbox,
     'rescued', rescued,
-    'cancel', coalesce((select jsonb_agg(o.id) from owned o where o.cancel_requested_at is not null), '[]'),
+    'cancel', coalesce((select jsonb_agg(o.id) from owned o where o.unwanted), '[]'),
     'lost', coalesce((select jsonb_agg(r) from unnest(running_now) r where r not in (select o.id from owned o)), '[]'),
     -- a job claimed a moment ago may not have reached the worker yet
     'unknown', coalesce((

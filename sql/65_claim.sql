@@ -1,6 +1,21 @@
 -- Claiming: who gets which job, and when the next one is due. Queues without limits are claimed from side by side; the claims
 -- of a queue with a limit take turns, by the lock on its row.
 
+create or replace function processor.retried(job_id uuid)
+returns uuid[]
+language sql
+stable
+set search_path = ''
+as $$
+  with recursive line (id, retry_of, place) as (
+    select j.id, j.retry_of, 0 from public.jobs j where j.id = retried.job_id
+    union all
+    select o.id, o.retry_of, l.place + 1 from line l join public.jobs o on o.id = l.retry_of where l.place < 100
+  )
+  select array_agg(l.id) from line l
+$$;
+comment on function processor.retried(uuid) is 'A job and the jobs it is a retry of.';
+
 create or replace function processor.claimed(ids uuid[])
 returns json
 language plpgsql -- keeps its plan between calls, which is most of what such a function costs
@@ -31,12 +46,15 @@ begin
             from public.job_items i where i.job_id = j.id and i.status = 'completed' order by i.position
           ) d
         ) end as done,
-        case when j.children_total = 0 then '[]' else (
+        case when j.children_total = 0 and j.retry_of is null then '[]' else (
           select coalesce(json_agg(n), '[]')
           from (
             select c.id, c.kind, c.status, c.error_code, c.error_message,
               case when sum(octet_length(c.result::text)) over (order by c.id) <= 4194304 then c.result end as result
-            from public.jobs c where c.parent_id = j.id order by c.id
+            from public.jobs c
+            where c.parent_id = any (processor.retried(j.id))
+              and (c.parent_id = j.id or c.status = 'completed') -- the others were repeated with it
+            order by c.id
           ) n
         ) end as children
       from public.jobs j
@@ -49,7 +67,7 @@ end
 $$;
 comment on function processor.claimed(uuid[]) is
   'Jobs as a worker gets them: each with its items that are still to do, the results of those that earlier attempts did, and its '
-  'children; results up to 4 MiB a job, the rest as null.';
+  'children, with those that completed under the jobs it is a retry of; results up to 4 MiB a job, the rest as null.';
 
 create or replace function processor.tokens(q public.job_queues, moment timestamptz)
 returns double precision
@@ -60,12 +78,25 @@ as $$
   -- a full bucket to begin with, and never more than that
   select coalesce((
     select least(q.rate_limit,
-      t.tokens + q.rate_limit * extract(epoch from tokens.moment - t.counted_at) / extract(epoch from q.rate_period))
+      t.tokens + q.rate_limit * greatest(0, extract(epoch from tokens.moment - t.counted_at)) / extract(epoch from q.rate_period))
     from processor.queue_tokens t where t.queue = q.name
   ), q.rate_limit)
 $$;
 comment on function processor.tokens(public.job_queues, timestamptz) is
   'How many jobs of a queue with a rate_limit may start at a moment; with a fraction, so that one knows when the next may.';
+
+create or replace function processor.token_due_in(q public.job_queues, moment timestamptz)
+returns interval
+language sql
+stable
+set search_path = ''
+as $$
+  -- up to the next microsecond: a claim at that time finds the token
+  select interval '1 microsecond' * ceil(greatest(0, 1 - processor.tokens(q, token_due_in.moment))
+    * extract(epoch from q.rate_period)::double precision * 1000000 / q.rate_limit)
+$$;
+comment on function processor.token_due_in(public.job_queues, timestamptz) is
+  'How long until the next job of a queue with a rate_limit may start; 0: now.';
 
 create or replace function processor.take_tokens(q public.job_queues, moment timestamptz, how_many int)
 returns void
@@ -91,7 +122,7 @@ begin
     q.max_processing - case when q.max_processing is not null then (
       select count(*) from public.jobs j where j.queue = q.name and j.status = 'processing'
     ) end,
-    case when q.rate_limit is not null then floor(processor.tokens(q, room.moment)) end
+    case when q.rate_limit is not null then floor(processor.tokens(q, room.moment) + 1e-6) end -- sums of fractions are not exact
   )::int);
 end
 $$;
@@ -133,6 +164,157 @@ $$;
 comment on function processor.pick_in_order(text, text[], timestamptz, int) is
   'Lock due jobs of a queue: the highest priority first, then the longest due.';
 
+create or replace function processor.due_of_owner(
+  q public.job_queues, owner_id uuid, level int, kinds text[], moment timestamptz, how_many int
+)
+returns uuid[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  return case when due_of_owner.owner_id is null then array( -- "is not distinct from" would read the whole index
+    select j.id from public.jobs j
+    where j.queue = q.name and j.status = 'pending' and j.owner_id is null and j.priority = due_of_owner.level
+      and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
+    order by j.run_at, j.id
+    limit due_of_owner.how_many
+  ) else array(
+    select j.id from public.jobs j
+    where j.queue = q.name and j.status = 'pending' and j.owner_id = due_of_owner.owner_id and j.priority = due_of_owner.level
+      and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
+    order by j.run_at, j.id
+    limit due_of_owner.how_many
+  ) end;
+end
+$$;
+comment on function processor.due_of_owner(public.job_queues, uuid, int, text[], timestamptz, int) is
+  'Due jobs of one priority of an owner, or of nobody: the longest due first.';
+
+create or replace function processor.priority_below(q public.job_queues, owner_id uuid, level int)
+returns int
+language plpgsql
+stable
+set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  if priority_below.owner_id is null then
+    return (select j.priority from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.owner_id is null and j.priority < priority_below.level
+      order by j.priority desc limit 1);
+  end if;
+  return (select j.priority from public.jobs j
+    where j.queue = q.name and j.status = 'pending' and j.owner_id = priority_below.owner_id and j.priority < priority_below.level
+    order by j.priority desc limit 1);
+end
+$$;
+comment on function processor.priority_below(public.job_queues, uuid, int) is
+  'The next lower priority among the pending jobs of an owner, or of nobody.';
+
+create or replace function processor.next_in_turn(q public.job_queues, kinds text[], moment timestamptz, how_many int)
+returns table (id uuid, owner_id uuid)
+language plpgsql
+stable
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  last constant uuid := (select t.owner_id from processor.queue_turns t where t.queue = q.name);
+  running jsonb;
+  here uuid := last;
+  round int := case when last is null then 2 else 1 end; -- 1: the owners after the last one; then nobody; 2: those from the first on
+  alone boolean := false; -- whether the jobs of nobody were looked at
+  who uuid;
+  level int;
+  theirs int;
+  room int;
+  due uuid[];
+  ids uuid[] := '{}';
+  owners uuid[] := '{}';
+  turns int[] := '{}';
+  first_turns int := 0;
+  exhausted boolean := false;
+  full_owners uuid[];
+begin
+  select coalesce(jsonb_object_agg(coalesce(r.owner_id::text, ''), r.count), '{}') into running
+  from (
+    select j.owner_id, count(*) from public.jobs j where j.queue = q.name and j.status = 'processing' group by 1
+  ) r;
+
+  -- From owner to owner along jobs_turns_idx, in a ring: as many looks as owners, however many jobs. It ends when so many are found
+  -- that nobody can have less running, and after 1,000 owners.
+  for visited in 1..1000 loop
+    if here is null then
+      select j.owner_id, j.priority into who, level from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.owner_id is not null
+      order by j.owner_id, j.priority desc limit 1;
+    else
+      select j.owner_id, j.priority into who, level from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.owner_id > here
+      order by j.owner_id, j.priority desc limit 1;
+    end if;
+    if found and (round = 1 or last is null or who <= last) then
+      here := who;
+    elsif not alone then -- nobody comes after the last owner
+      alone := true;
+      who := null;
+      level := processor.priority_below(q, null, 1001);
+      here := null;
+      round := case when last is null then 3 else 2 end;
+    else
+      exhausted := true;
+      exit;
+    end if;
+
+    theirs := coalesce((running ->> coalesce(who::text, ''))::int, 0);
+    room := case when who is null then next_in_turn.how_many else least(next_in_turn.how_many, q.max_processing_per_owner - theirs) end;
+    while room > 0 and level is not null loop
+      due := processor.due_of_owner(q, who, level, next_in_turn.kinds, next_in_turn.moment, room);
+      for place in 1..cardinality(due) loop
+        theirs := theirs + 1; -- an owner's nth running job competes with the others' nth
+        ids := ids || due[place];
+        owners := owners || who;
+        turns := turns || theirs;
+        first_turns := first_turns + (theirs = 1)::int;
+      end loop;
+      room := room - cardinality(due);
+      level := case when room > 0 then processor.priority_below(q, who, level) end;
+    end loop;
+    exhausted := round = 3;
+    exit when exhausted or first_turns >= next_in_turn.how_many;
+  end loop;
+
+  if ids = '{}' and not exhausted then -- of so many owners none has anything due: look for what is due instead
+    select coalesce(array_agg(r.key::uuid) filter (where r.value::int >= q.max_processing_per_owner and r.key <> ''), '{}') into full_owners
+    from jsonb_each_text(running) r;
+    level := 1001;
+    loop
+      select j.priority into level from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.priority < level
+      order by j.priority desc limit 1;
+      exit when not found;
+      return query
+      select j.id, j.owner_id from public.jobs j
+      where j.queue = q.name and j.status = 'pending' and j.priority = level and j.run_at <= next_in_turn.moment
+        and j.kind = any (next_in_turn.kinds) and (j.owner_id is null or j.owner_id <> all (full_owners))
+      order by j.run_at, j.id limit 1;
+      exit when found;
+    end loop;
+    return;
+  end if;
+
+  return query
+  select f.id, f.owner_id
+  from unnest(ids, owners, turns) with ordinality f (id, owner_id, turn, place)
+  order by f.turn, f.place
+  limit next_in_turn.how_many;
+end
+$$;
+comment on function processor.next_in_turn(public.job_queues, text[], timestamptz, int) is
+  'Whose due jobs are next in a queue with max_processing_per_owner: of those who have least running, in turns. Nothing is locked.';
+
 create or replace function processor.pick_in_turns(q public.job_queues, kinds text[], moment timestamptz, how_many int)
 returns uuid[]
 language plpgsql
@@ -140,65 +322,24 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-  start constant uuid := gen_random_uuid();
+  chosen uuid[];
+  owners uuid[];
 begin
-  -- LOCK: the caller holds the queue, so nobody else picks from it.
-  -- Owners are visited along jobs_turns_idx from a random one on, at most 1,000: as many looks as owners, however many jobs.
+  -- LOCK: the caller holds the queue, so nobody else picks from it; jobs, waiting for none
+  select array_agg(n.id order by n.ordinality), array_agg(n.owner_id order by n.ordinality) into chosen, owners
+  from processor.next_in_turn(q, pick_in_turns.kinds, pick_in_turns.moment, pick_in_turns.how_many) with ordinality n;
+  if chosen is null then
+    return '{}';
+  end if;
+  insert into processor.queue_turns as t (queue, owner_id) values (q.name, owners[cardinality(owners)])
+  on conflict (queue) do update set owner_id = excluded.owner_id where t.owner_id is distinct from excluded.owner_id;
   return array(
-    with recursive owners (n, owner_id, wrapped) as (
-      (select 1, (select j.owner_id from public.jobs j where j.queue = q.name and j.status = 'pending' and j.owner_id >= start
-        order by j.owner_id limit 1), false)
-      union all
-      select o.n + 1,
-        case when o.owner_id is null
-          then (select j.owner_id from public.jobs j where j.queue = q.name and j.status = 'pending' and j.owner_id < start
-            order by j.owner_id limit 1)
-          else (select j.owner_id from public.jobs j where j.queue = q.name and j.status = 'pending' and j.owner_id > o.owner_id
-            and (not o.wrapped or j.owner_id < start) order by j.owner_id limit 1)
-        end,
-        o.wrapped or o.owner_id is null
-      from owners o
-      where o.n < 1000 and not (o.wrapped and o.owner_id is null)
-    ),
-    running as (
-      select j.owner_id, count(*) as jobs from public.jobs j where j.queue = q.name and j.status = 'processing' group by 1
-    ),
-    candidates as (
-      -- an owner's nth running job competes with the others' nth: who has least goes first
-      select j.id, j.priority, j.run_at, coalesce(r.jobs, 0) + row_number() over (
-        partition by o.owner_id order by j.priority desc, j.run_at, j.id) as turn
-      from (select distinct x.owner_id from owners x where x.owner_id is not null) o
-      left join running r on r.owner_id = o.owner_id
-      cross join lateral (
-        select x.id, x.priority, x.run_at from public.jobs x
-        where x.queue = q.name and x.status = 'pending' and x.owner_id = o.owner_id
-          and x.run_at <= pick_in_turns.moment and x.kind = any (pick_in_turns.kinds)
-        order by x.priority desc, x.run_at, x.id
-        limit greatest(0, least(pick_in_turns.how_many, q.max_processing_per_owner - coalesce(r.jobs, 0)))
-      ) j
-      union all
-      -- jobs of nobody have no limit of their own, and take their turns too
-      select j.id, j.priority, j.run_at, row_number() over (order by j.priority desc, j.run_at, j.id)
-      from (
-        select x.id, x.priority, x.run_at from public.jobs x
-        where x.queue = q.name and x.status = 'pending' and x.owner_id is null
-          and x.run_at <= pick_in_turns.moment and x.kind = any (pick_in_turns.kinds)
-        order by x.priority desc, x.run_at, x.id
-        limit pick_in_turns.how_many
-      ) j
-    )
-    -- LOCK: jobs, waiting for none
-    select j.id from public.jobs j
-    where j.id in (
-        select c.id from candidates c order by c.turn, c.priority desc, c.run_at, c.id limit pick_in_turns.how_many
-      )
-      and j.status = 'pending'
-    for no key update skip locked
+    select j.id from public.jobs j where j.id = any (chosen) and j.status = 'pending' for no key update skip locked
   );
 end
 $$;
 comment on function processor.pick_in_turns(public.job_queues, text[], timestamptz, int) is
-  'Lock due jobs of a queue with max_processing_per_owner: owners take turns, those first who have least running.';
+  'Lock due jobs of a queue with max_processing_per_owner, and note whose turn it was.';
 
 create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
 returns timestamptz
@@ -219,17 +360,17 @@ begin
     select * from public.job_queues x where x.name = any (coalesce(next_due_at.queues, worker.queues)) and not x.paused
   loop
     -- a queue that is full makes itself heard when something of it ends
-    continue when q.max_processing is not null and processor.room(q, moment, 1) = 0 and (
-      q.rate_limit is null or processor.tokens(q, moment) >= 1
+    continue when q.max_processing <= (
+      select count(*) from public.jobs j where j.queue = q.name and j.status = 'processing'
     );
     due := processor.first_due_at(q.name, worker.kinds, '-infinity');
     if q.max_processing_per_owner is not null and due <= moment
-      and processor.pick_in_turns(q, worker.kinds, moment, 1) = '{}'
+      and not exists (select from processor.next_in_turn(q, worker.kinds, moment, 1))
     then -- whoever has something due has as much running as may be
       due := processor.first_due_at(q.name, worker.kinds, moment);
     end if;
-    if q.rate_limit is not null and processor.tokens(q, moment) < 1 then
-      due := greatest(due, moment + q.rate_period * ((1 - processor.tokens(q, moment)) / q.rate_limit));
+    if q.rate_limit is not null and due is not null then
+      due := greatest(due, moment + processor.token_due_in(q, moment));
     end if;
     soonest := least(soonest, due);
   end loop;
