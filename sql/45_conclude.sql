@@ -81,7 +81,8 @@ begin
   if cardinality(payers) > 0 then
     perform 1 from public.credit_accounts a where a.owner_id = any (payers) order by a.owner_id for no key update;
   end if;
-  select bool_or(l.finished_at is null and l.children_total > 0 and l.owner_id <> all (coalesce(payers, '{}'))) into late
+  select bool_or(l.finished_at is null and l.children_total > 0 and l.owner_id is not null
+    and l.owner_id <> all (coalesce(payers, '{}'))) into late
   from (
     select j.owner_id, j.children_total, j.finished_at from public.jobs j where j.id = any (ids) order by j.id for no key update
   ) l;

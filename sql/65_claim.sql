@@ -122,7 +122,7 @@ begin
     q.max_processing - case when q.max_processing is not null then (
       select count(*) from public.jobs j where j.queue = q.name and j.status = 'processing'
     ) end,
-    case when q.rate_limit is not null then floor(processor.tokens(q, room.moment) + 1e-6) end -- sums of fractions are not exact
+    case when q.rate_limit is not null then floor(processor.tokens(q, room.moment) + 1e-12) end -- sums of fractions are not exact
   )::int);
 end
 $$;
@@ -174,17 +174,18 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 begin
-  return case when due_of_owner.owner_id is null then array( -- "is not distinct from" would read the whole index
+  -- a range of one owner, in the order of owners: so it can be nothing but jobs_turns_idx that is read, with or without statistics
+  return case when due_of_owner.owner_id is null then array(
     select j.id from public.jobs j
     where j.queue = q.name and j.status = 'pending' and j.owner_id is null and j.priority = due_of_owner.level
       and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
-    order by j.run_at, j.id
+    order by j.owner_id, j.run_at, j.id
     limit due_of_owner.how_many
   ) else array(
     select j.id from public.jobs j
-    where j.queue = q.name and j.status = 'pending' and j.owner_id = due_of_owner.owner_id and j.priority = due_of_owner.level
-      and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
-    order by j.run_at, j.id
+    where j.queue = q.name and j.status = 'pending' and j.owner_id between due_of_owner.owner_id and due_of_owner.owner_id
+      and j.priority = due_of_owner.level and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
+    order by j.owner_id, j.run_at, j.id
     limit due_of_owner.how_many
   ) end;
 end
@@ -200,14 +201,16 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 begin
+  -- see due_of_owner()
   if priority_below.owner_id is null then
     return (select j.priority from public.jobs j
       where j.queue = q.name and j.status = 'pending' and j.owner_id is null and j.priority < priority_below.level
-      order by j.priority desc limit 1);
+      order by j.owner_id, j.priority desc limit 1);
   end if;
   return (select j.priority from public.jobs j
-    where j.queue = q.name and j.status = 'pending' and j.owner_id = priority_below.owner_id and j.priority < priority_below.level
-    order by j.priority desc limit 1);
+    where j.queue = q.name and j.status = 'pending' and j.owner_id between priority_below.owner_id and priority_below.owner_id
+      and j.priority < priority_below.level
+    order by j.owner_id, j.priority desc limit 1);
 end
 $$;
 comment on function processor.priority_below(public.job_queues, uuid, int) is
@@ -218,6 +221,7 @@ returns table (id uuid, owner_id uuid)
 language plpgsql
 stable
 set search_path = ''
+set enable_sort = off -- see claim_jobs
 as $$
 #variable_conflict use_column
 declare
@@ -345,6 +349,7 @@ create or replace function processor.next_due_at(worker public.job_workers, queu
 returns timestamptz
 language plpgsql
 set search_path = ''
+set enable_sort = off -- see claim_jobs
 as $$
 #variable_conflict use_column
 declare

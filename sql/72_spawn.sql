@@ -8,7 +8,7 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-  parent_id constant uuid := (spawn_jobs.parent ->> 'id')::uuid;
+  family constant uuid := (spawn_jobs.parent ->> 'id')::uuid;
   drafts processor.draft[];
   held boolean;
 begin
@@ -21,7 +21,7 @@ begin
   -- a look before anything is locked: a job that is gone has no children
   if not exists (
     select from public.jobs j
-    where j.id = parent_id and j.status = 'processing' and j.worker_id = spawn_jobs.worker_id
+    where j.id = family and j.status = 'processing' and j.worker_id = spawn_jobs.worker_id
       and j.attempt = (spawn_jobs.parent ->> 'attempt')::int
   ) then
     return json_build_object('stale', true, 'jobs', '[]'::json);
@@ -29,8 +29,8 @@ begin
   drafts := processor.draft_jobs((
     -- an attempt that runs again spawns the same children: the key, or else the place, tells which are which
     select coalesce(jsonb_agg((e.value - 'key') || jsonb_build_object(
-      'parent_id', parent_id,
-      'idempotency_key', format('%s/%s', parent_id, coalesce(e.value ->> 'key', '#' || e.ordinality))) order by e.ordinality), '[]')
+      'parent_id', family,
+      'idempotency_key', format('%s/%s', family, coalesce(e.value ->> 'key', '#' || e.ordinality))) order by e.ordinality), '[]')
     from jsonb_array_elements(spawn_jobs.jobs) with ordinality e
   ));
   -- LOCK: creators' turns, account, job with its ancestors
@@ -40,7 +40,7 @@ begin
     return json_build_object('stale', true, 'jobs', '[]'::json);
   end if;
   update public.jobs j set on_child_failure = spawn_jobs.on_child_failure
-  where j.id = parent_id and j.on_child_failure <> spawn_jobs.on_child_failure;
+  where j.id = family and j.on_child_failure <> spawn_jobs.on_child_failure;
   return json_build_object('stale', false, 'jobs', (
     select coalesce(json_agg(json_build_object('id', a.job_id, 'created', a.created) order by a.n), '[]')
     from processor.write_drafts(drafts) a
