@@ -101,8 +101,21 @@ $$;
 comment on function processor.decide(uuid, jsonb) is
   'The verdict on a job that is locked and held, from the worker''s report of how the attempt ended.';
 
+create or replace function processor.job_ids(reports jsonb)
+returns uuid[]
+language sql
+immutable
+set search_path = ''
+as $$
+  select array(
+    select (r ->> 'id')::uuid from jsonb_array_elements(job_ids.reports) r
+    where r ->> 'id' ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+  )
+$$;
+comment on function processor.job_ids(jsonb) is 'The ids of the jobs that reports are about; what is no uuid is left out.';
+
 create or replace function processor.finish_batch(worker_id uuid, results jsonb)
-returns table (id uuid, status text, run_at timestamptz, stale boolean, error text)
+returns table (id text, status text, run_at timestamptz, stale boolean, error text)
 language plpgsql
 set search_path = ''
 as $$
@@ -134,7 +147,7 @@ begin
   perform processor.conclude(verdicts);
 
   return query
-  select (r.value ->> 'id')::uuid, j.status, j.run_at, p.place is null, null::text
+  select r.value ->> 'id', j.status, j.run_at, p.place is null, null::text
   from jsonb_array_elements(finish_batch.results) with ordinality r
   left join public.jobs j on j.id = (r.value ->> 'id')::uuid
   left join unnest(places) p (place) on p.place = r.ordinality
@@ -145,7 +158,7 @@ comment on function processor.finish_batch(uuid, jsonb) is
   'Carry out reports of jobs that are locked, all or none, and answer in the order given.';
 
 create or replace function processor.finish_singly(worker_id uuid, results jsonb)
-returns table (id uuid, status text, run_at timestamptz, stale boolean, error text)
+returns table (id text, status text, run_at timestamptz, stale boolean, error text)
 language plpgsql
 set search_path = ''
 as $$
@@ -160,8 +173,10 @@ begin
       if processor.is_server_trouble(sqlstate) then
         raise; -- not the fault of this one: all are to be repeated
       end if;
-      select j.id, j.status, j.run_at, false, left(sqlstate || ': ' || sqlerrm, 500) into id, status, run_at, stale, error
-      from public.jobs j where j.id = (r.report ->> 'id')::uuid;
+      id := left(r.report ->> 'id', 100);
+      stale := false;
+      error := left(sqlstate || ': ' || sqlerrm, 500);
+      select j.status, j.run_at into status, run_at from public.jobs j where j.id = any (processor.job_ids(jsonb_build_array(r.report)));
       return next;
     end;
   end loop;
@@ -184,7 +199,7 @@ begin
     perform processor.fail('JQ006', 'results must be an array of objects with "id", "attempt" and "outcome"');
   end if;
   -- LOCK: accounts, then jobs with their ancestors
-  perform processor.lock_jobs(array(select (x ->> 'id')::uuid from jsonb_array_elements(finish_jobs.results) x));
+  perform processor.lock_jobs(processor.job_ids(finish_jobs.results));
   begin
     return (select coalesce(json_agg(f), '[]') from processor.finish_batch(finish_jobs.worker_id, finish_jobs.results) f);
   exception when others then
@@ -218,7 +233,7 @@ begin
     perform processor.fail('JQ006', 'jobs must be an array of objects with "id" and "attempt"');
   end if;
   -- LOCK: accounts, then jobs with their ancestors
-  perform processor.lock_jobs(array(select (x ->> 'id')::uuid from jsonb_array_elements(release_jobs.jobs) x));
+  perform processor.lock_jobs(processor.job_ids(release_jobs.jobs));
   select array_agg(h.place), array_agg(h.id) into places, held
   from (
     select distinct on (x.id) x.ordinality as place, x.id
