@@ -23,6 +23,7 @@
         ├── NotAllowed           JQ010
         ├── WorkerUnknown        JQ011
         ├── UniqueConflict       JQ012
+        ├── TooManyPending       JQ014
         └── InsufficientCredits  PT402
 """
 
@@ -57,6 +58,8 @@ class ErrorCode(StrEnum):
     INSUFFICIENT_CREDITS = "INSUFFICIENT_CREDITS"
     TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
+    REPLACED = "REPLACED"
+    CHILD_FAILED = "CHILD_FAILED"
 
     @property
     def retryable(self) -> bool:
@@ -75,6 +78,8 @@ _FINAL = frozenset(
         ErrorCode.CHILD_REFUSED,
         ErrorCode.INSUFFICIENT_CREDITS,
         ErrorCode.CANCELLED,
+        ErrorCode.REPLACED,
+        ErrorCode.CHILD_FAILED,
     }
 )
 
@@ -203,6 +208,10 @@ class UniqueConflict(ApiError):
     """A live job with this unique key exists."""
 
 
+class TooManyPending(ApiError):
+    """The owner has as many jobs waiting in the queue as it allows one owner (``max_pending_per_owner``)."""
+
+
 class InsufficientCredits(ApiError):
     """The account has fewer credits than the job needs."""
 
@@ -221,6 +230,7 @@ SQLSTATES: dict[str, type[ApiError]] = {
     "JQ011": WorkerUnknown,
     "JQ012": UniqueConflict,
     "JQ013": SchemaMismatch,
+    "JQ014": TooManyPending,
     "PT402": InsufficientCredits,
 }
 """What the SQL functions raise, and what it becomes here. A test proves that nothing is missing."""

@@ -35,7 +35,7 @@ comment on function processor.queue_names() is 'All queues: those with a row, an
 create or replace view processor.queue_health with (security_invoker = on) as
 with moment as materialized (select processor.now() as now)
 select n.queue, q.paused, q.max_processing, w.live_workers, p.due, p.scheduled, r.processing,
-  m.now - p.oldest as oldest_due_age, f.done_last_hour, f.failed_last_hour, f.run_seconds_p50, f.run_seconds_p95
+  m.now - p.oldest as oldest_due_age, f.done_last_hour, f.failed_last_hour, f.run_seconds_p50, f.run_seconds_p95, p.waiting
 from moment m
 cross join processor.queue_names() n (queue)
 left join public.job_queues q on q.name = n.queue
@@ -45,7 +45,8 @@ cross join lateral (
 ) w
 cross join lateral (
   select count(*) filter (where j.run_at <= m.now) as due,
-    count(*) filter (where j.run_at > m.now) as scheduled,
+    count(*) filter (where j.run_at > m.now and j.run_at < processor.never()) as scheduled,
+    count(*) filter (where j.run_at = processor.never()) as waiting,
     min(j.run_at) filter (where j.run_at <= m.now) as oldest
   from public.jobs j where j.queue = n.queue and j.status = 'pending'
 ) p
@@ -76,6 +77,7 @@ comment on column processor.queue_health.failed_last_hour is 'Jobs failed or par
 comment on column processor.queue_health.run_seconds_p50 is
   'Half of the last attempts that ended in the last hour took at most so many seconds.';
 comment on column processor.queue_health.run_seconds_p95 is 'The same for 95 of 100.';
+comment on column processor.queue_health.waiting is 'Pending jobs that wait for their children.';
 
 create or replace view processor.stuck_jobs with (security_invoker = on) as
 with moment as materialized (select processor.now() as now),
@@ -88,9 +90,16 @@ served as materialized ( -- what live workers would claim
   group by 1, 2
 ),
 queues as materialized (
-  select q.name, q.paused, q.timeout, q.max_processing,
-    (select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing') as processing
-  from public.job_queues q
+  select q.name, q.paused, q.timeout, q.max_processing, q.rate_limit, q.rate_period, q.max_processing_per_owner,
+    (select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing') as processing,
+    case when q.rate_limit is not null then processor.token_due_in(q, m.now) > interval '0' end as spent
+  from moment m cross join public.job_queues q
+),
+running as materialized ( -- of each owner, where that matters
+  select j.queue, j.owner_id, count(*) as jobs
+  from queues q join public.jobs j on j.queue = q.name and j.status = 'processing' and j.owner_id is not null
+  where q.max_processing_per_owner is not null
+  group by 1, 2
 ),
 judged as (
   select j.id, j.queue, j.kind, j.owner_id, j.status, j.worker_id, m.now - j.run_at as age,
@@ -100,20 +109,23 @@ judged as (
       when s.kind is null then 'no_worker'
       when s.draining then 'workers_draining'
       when q.processing >= q.max_processing then 'queue_at_limit'
+      when r.jobs >= q.max_processing_per_owner then 'owner_at_limit'
+      when q.spent then 'rate_limited'
       when j.run_at < m.now - interval '5 minutes' then 'waiting_long'
     end as reason,
-    q.max_processing as max_processing, null::interval as timeout
+    q.max_processing, q.rate_limit, q.rate_period, q.max_processing_per_owner, null::interval as timeout
   from moment m
   join public.jobs j on j.status = 'pending' and j.run_at <= m.now
   left join queues q on q.name = j.queue
   left join served s on s.queue = j.queue and s.kind = j.kind
+  left join running r on r.queue = j.queue and r.owner_id = j.owner_id
   union all
   select j.id, j.queue, j.kind, j.owner_id, j.status, j.worker_id, m.now - j.started_at,
     case
       when w.id is null or w.lease_expires_at < m.now then 'worker_lost'
       when j.started_at + coalesce(j.timeout, q.timeout) < m.now then 'over_timeout'
     end,
-    q.max_processing, coalesce(j.timeout, q.timeout)
+    null, null, null, null, coalesce(j.timeout, q.timeout)
   from moment m
   join public.jobs j on j.status = 'processing'
   left join public.job_workers w on w.id = j.worker_id
@@ -126,6 +138,10 @@ select d.id as job_id, d.queue, d.kind, d.owner_id, d.status, d.age, d.reason,
     when 'no_worker' then format('no live worker serves queue %s and handles %s: start one, see worker_health', d.queue, d.kind)
     when 'workers_draining' then format('every live worker that handles %s is draining: start another', d.kind)
     when 'queue_at_limit' then format('queue %s runs as many as its max_processing of %s allows', d.queue, d.max_processing)
+    when 'owner_at_limit' then format('its owner runs as many in queue %s as max_processing_per_owner of %s allows', d.queue,
+      d.max_processing_per_owner)
+    when 'rate_limited' then format('queue %s has started as many as its rate_limit of %s in %s allows: the next one comes in time',
+      d.queue, d.rate_limit, d.rate_period)
     when 'waiting_long' then 'due for more than 5 minutes: all workers are busy, or do not claim; see worker_health'
     when 'worker_lost' then format('worker %s stopped renewing its lease: any live worker rescues the job, or rescue_jobs()', d.worker_id)
     when 'over_timeout' then format('running longer than its timeout of %s: cancel_job(''%s''), or restart worker %s',
@@ -143,7 +159,7 @@ comment on column processor.stuck_jobs.owner_id is 'Its owner.';
 comment on column processor.stuck_jobs.status is 'pending or processing.';
 comment on column processor.stuck_jobs.age is 'For how long it has been due, or has been running.';
 comment on column processor.stuck_jobs.reason is
-  'Pending: queue_missing, queue_paused, no_worker, workers_draining, queue_at_limit, waiting_long. '
+  'Pending: queue_missing, queue_paused, no_worker, workers_draining, queue_at_limit, owner_at_limit, rate_limited, waiting_long. '
   'Processing: worker_lost, over_timeout.';
 comment on column processor.stuck_jobs.why is 'The same in words, with what to do.';
 

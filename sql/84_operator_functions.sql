@@ -106,7 +106,8 @@ begin
     order by j.finished_at, j.id
     limit retry_failed.max_jobs
   ) b;
-  -- LOCK: the accounts of all, by owner; then one new job after the other, by the id of the old one
+  -- LOCK: every creator's turn; the accounts of all, by owner; then one new job after the other, by the id of the old one
+  perform processor.take_turns(null);
   perform 1 from public.credit_accounts a
   where a.owner_id in (select j.owner_id from public.jobs j where j.id = any (ids))
   order by a.owner_id for no key update;

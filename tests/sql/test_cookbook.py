@@ -188,6 +188,46 @@ async def _(k, project):
     assert len(await worker.claim(20)) == 4
 
 
+@recipe("At most so many per minute")
+async def _(k, project):
+    await k.cook()
+    await project.kind("free")
+    await project.call("create_jobs", jobs=[{"kind": "free"}] * 100)
+    worker = await project.worker()
+    assert len(await worker.claim(100)) == 60
+    [row] = await Kitchen(project, "What is stuck, and why?").cook()
+    assert (row["reason"], row["count"]) == ("rate_limited", 41)
+
+
+@recipe("Give every owner a fair share")
+async def _(k, project):
+    await k.cook(0)
+    await project.kind("free")
+    for owner in (ALICE, BOB):
+        await project.call("create_jobs", jobs=[{"kind": "free", "owner_id": str(owner)}] * 900)
+    async with project.refused("JQ014", "1001 with these, at most 1000"):
+        await project.call("create_jobs", jobs=[{"kind": "free"}] * 101, by=ALICE)
+    worker = await project.worker()
+    assert len(await worker.claim(100)) == 3
+    first, second = await k.cook(1)
+    assert (first["running"], second["running"], first["waiting"] + second["waiting"]) == (2, 2, 1799 - 1)
+
+
+@recipe("Split a job into parts and put the results together")
+async def _(k, project):
+    await project.kind("free")
+    [made] = await k.cook(0, kind="free", owner_id=ALICE)
+    worker = await project.worker(queues=["default"])
+    await project.cancel(project.waiting)
+    parts = await worker.claim(5)
+    assert [job["payload"] for job in parts] == [{"part": 1}, {"part": 2}]
+    await worker.finish(parts[0])
+    assert [row["status"] for row in await k.cook(1, job_id=made["id"])] == ["completed", "processing"]
+    await worker.finish(parts[1])
+    [job] = await worker.claim(5)
+    assert (job["id"], len(job["children"])) == (str(made["id"]), 2)
+
+
 @recipe("Retry what failed since …")
 async def _(k, project):
     [first], [second] = await k.cook(0), await k.cook(1)

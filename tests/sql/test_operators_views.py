@@ -58,6 +58,7 @@ async def test_a_queue_shows_what_waits_runs_and_ended(echo):
         "queue": "default", "paused": False, "max_processing": None, "live_workers": 0, "due": 1,
         "scheduled": 1, "processing": 1, "oldest_due_age": await echo.now() - NOON - timedelta(seconds=30),
         "done_last_hour": 2, "failed_last_hour": 1, "run_seconds_p50": 10, "run_seconds_p95": 10,
+        "waiting": 0,
     }  # fmt: skip
     await worker.heartbeat()
     await echo.cancel(due)
@@ -141,6 +142,47 @@ async def test_a_job_in_a_queue_at_its_limit_is_stuck(echo):
     [running] = await worker.claim(2)
     assert await reasons(echo) == {(waiting["id"], "queue_at_limit")}
     await worker.finish(running)
+    assert await reasons(echo) == set()
+
+
+async def test_a_job_in_a_queue_that_has_started_enough_is_stuck_until_the_next_may_start(echo):
+    await echo.queue("default", rate_limit=1, rate_period=timedelta(seconds=30))
+    worker = await echo.worker()
+    await echo.create()
+    waiting = await echo.create()
+    assert await reasons(echo) == set()
+    await worker.claim(2)
+    assert await reasons(echo) == {(waiting["id"], "rate_limited")}
+    [row] = await view(echo, "stuck_jobs")
+    assert "1 in 00:00:30" in row["why"]
+    await echo.later(seconds=30)
+    assert await reasons(echo) == set()
+
+
+async def test_a_job_whose_owner_runs_enough_is_stuck(echo):
+    await echo.queue("default", max_processing_per_owner=1)
+    worker = await echo.worker()
+    for owner in (ALICE, BOB, None):
+        await echo.create(owner_id=owner)
+    waiting = await echo.create(owner_id=ALICE)
+    assert await reasons(echo) == set()
+    jobs = await worker.claim(10)
+    assert len(jobs) == 3
+    await echo.create(owner_id=None)
+    assert await reasons(echo) == {(waiting["id"], "owner_at_limit")}
+    [row] = await view(echo, "stuck_jobs")
+    assert "max_processing_per_owner of 1" in row["why"]
+    for job in jobs:
+        await worker.finish(job)
+    assert await reasons(echo) == set()
+
+
+async def test_jobs_that_wait_for_their_children_are_counted_and_not_stuck(echo):
+    await echo.worker(lease_seconds=3600)
+    await echo.create(children=[{"kind": "echo", "delay_seconds": 3600}])
+    await echo.later(minutes=30)
+    [health] = await view(echo, "queue_health")
+    assert (health["waiting"], health["scheduled"], health["due"]) == (1, 1, 0)
     assert await reasons(echo) == set()
 
 
