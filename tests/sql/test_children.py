@@ -24,7 +24,8 @@ async def _the_books_are_right(project):
     yield
     assert await project.faults() == []
     # the counters of every parent are what its children are
-    assert await project.rows("""
+    assert (
+        await project.rows("""
         select p.id, p.children_total, p.children_open, p.children_failed, c.*
         from public.jobs p
         cross join lateral (
@@ -33,11 +34,16 @@ async def _the_books_are_right(project):
           from public.jobs c where c.parent_id = p.id
         ) c
         where (p.children_total, p.children_open, p.children_failed) is distinct from (c.total, c.open, c.failed)
-    """) == []
+    """)
+        == []
+    )
     # nobody waits for children who have all ended
-    assert await project.sql(
-        "select count(*) from public.jobs where status = 'pending' and run_at = processor.never() and children_open = 0"
-    ) == 0
+    assert (
+        await project.sql(
+            "select count(*) from public.jobs where status = 'pending' and run_at = processor.never() and children_open = 0"
+        )
+        == 0
+    )
 
 
 def part(*keys, **columns):
@@ -104,7 +110,14 @@ async def test_a_parent_waits_for_its_children_and_the_last_one_wakes_it(project
     [job] = await worker.claim(10)
     assert job["id"] == parent["id"]
     assert job["children"] == [
-        {"id": child["id"], "kind": "part", "status": "completed", "result": result, "error_code": None, "error_message": None}
+        {
+            "id": child["id"],
+            "kind": "part",
+            "status": "completed",
+            "result": result,
+            "error_code": None,
+            "error_message": None,
+        }
         for child, result in zip(children, ("one", "two"), strict=True)
     ]
     assert (await worker.finish(job))["status"] == "completed"
@@ -233,11 +246,16 @@ async def test_a_parent_that_goes_on_sees_what_failed(project, worker):
     assert await worker.claim() == []
     await work(worker, two)
     [job] = await worker.claim()
-    assert [(c["status"], c["error_code"]) for c in job["children"]] == [("failed", "REJECTED"), ("completed", None)]
+    assert [(c["status"], c["error_code"]) for c in job["children"]] == [
+        ("failed", "REJECTED"),
+        ("completed", None),
+    ]
     assert (await project.job(parent))["children_failed"] == 1
 
 
-async def test_a_parent_that_fails_with_its_child_is_refunded_and_its_other_children_are_cancelled(project, worker):
+async def test_a_parent_that_fails_with_its_child_is_refunded_and_its_other_children_are_cancelled(
+    project, worker
+):
     parent, children = await family(project, *[part()] * 3, on_child_failure="fail")
     one, two = await claim_parts(worker, 2)
     await work(worker, one, "fail", error_code="REJECTED")
@@ -367,7 +385,8 @@ async def test_cancelling_a_parent_cancels_its_descendants(project, worker):
     rows = await project.rows("select status, count(*) from public.jobs group by 1 order by 1")
     assert [tuple(row.values()) for row in rows] == [("cancelled", 3), ("processing", 2)]
     assert set((await worker.heartbeat(running))["cancel"]) == set(
-        row["id"] for row in await project.rows("select id::text from public.jobs where status = 'processing'")
+        row["id"]
+        for row in await project.rows("select id::text from public.jobs where status = 'processing'")
     )
     for job_id in (await worker.heartbeat())["cancel"]:
         await worker.finish({"id": job_id, "attempt": 1}, "cancelled")
@@ -461,8 +480,14 @@ async def test_children_and_parents_of_dead_workers_are_rescued(project, worker)
     one, two = await claim_parts(worker, 2)
     other = await project.worker(lease_seconds=3600)
     for _ in range(2):
-        await project.sql("update public.job_workers set lease_expires_at = processor.now() - interval '1 second' where id <> $1", other.id)
-        await project.sql("update public.job_workers set lease_expires_at = processor.now() + interval '1 hour' where id = $1", other.id)
+        await project.sql(
+            "update public.job_workers set lease_expires_at = processor.now() - interval '1 second' where id <> $1",
+            other.id,
+        )
+        await project.sql(
+            "update public.job_workers set lease_expires_at = processor.now() + interval '1 hour' where id = $1",
+            other.id,
+        )
         await other.heartbeat()
         jobs = await other.claim(3)
         await project.sql("update public.jobs set worker_id = $1 where status = 'processing'", worker.id)
@@ -476,7 +501,12 @@ async def test_children_and_parents_of_dead_workers_are_rescued(project, worker)
 @pytest.mark.parametrize("order", ["parent first", "child first"])
 @pytest.mark.parametrize(
     ("parents", "childs", "status"),
-    [("wait", "done", "pending"), ("wait", "fail", "failed"), ("done", "done", "completed"), ("fail", "done", "failed")],
+    [
+        ("wait", "done", "pending"),
+        ("wait", "fail", "failed"),
+        ("done", "done", "completed"),
+        ("fail", "done", "failed"),
+    ],
 )
 async def test_a_parent_and_its_child_end_in_one_batch(project, worker, order, parents, childs, status):
     job = await parent_running(project, worker)

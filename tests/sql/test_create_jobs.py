@@ -33,7 +33,9 @@ def translate(*languages, **columns):
     return {"kind": "translate", "items": list(languages)} | columns
 
 
-async def test_ten_thousand_jobs_are_made_in_one_call_and_claimed_in_the_order_given(project, record_property):
+async def test_ten_thousand_jobs_are_made_in_one_call_and_claimed_in_the_order_given(
+    project, record_property
+):
     jobs = [echo(payload={"n": n}) for n in range(10_000)]
     started = time.perf_counter()
     made = await create(project, *jobs)
@@ -63,7 +65,9 @@ async def test_each_job_has_all_that_create_job_gives_it(project):
     [made] = await create(project, wanted)
     other = await project.job(made)
     differ = {"id", "unique_key", "input_digest"}
-    assert {k: v for k, v in one.items() if k not in differ} == {k: v for k, v in other.items() if k not in differ}
+    assert {k: v for k, v in one.items() if k not in differ} == {
+        k: v for k, v in other.items() if k not in differ
+    }
     assert await project.items(other) == {
         key: item | {"job_id": other["id"]} for key, item in (await project.items(one)).items()
     }
@@ -144,7 +148,9 @@ async def test_the_credits_of_all_are_reserved_or_none(project):
 
 async def test_the_sum_decides_whether_there_are_enough_credits(project):
     jobs = [translate("de", owner_id=str(ALICE)) for _ in range(11)]
-    async with project.refused("PT402", "0 available" if not await sums(project) else "110 needed, 100 available"):
+    async with project.refused(
+        "PT402", "0 available" if not await sums(project) else "110 needed, 100 available"
+    ):
         await create(project, *jobs)
     assert len(await create(project, *jobs[:10])) == 10
 
@@ -195,7 +201,9 @@ async def test_a_key_given_twice_in_a_call_is_one_job_if_the_input_is_the_same(p
     assert await project.balance(ALICE) == (90, 10, 0)
     with pytest.raises(Exception, match="used with other input") as caught:
         async with project.connection.transaction():
-            await create(project, echo(), echo(idempotency_key="x"), echo(idempotency_key="x", payload={"n": 1}))
+            await create(
+                project, echo(), echo(idempotency_key="x"), echo(idempotency_key="x", payload={"n": 1})
+            )
     assert caught.value.detail.startswith("job 3 of the call: taken by job ")
     assert caught.value.sqlstate == "JQ007"
 
@@ -206,7 +214,9 @@ async def test_nested_children_are_made_in_the_order_given_after_their_parents(p
     ]) for n in (1, 2)]  # fmt: skip
     made = await create(project, *tree)
     assert [job["created"] for job in made] == [True, True]
-    rows = await project.rows("select (payload ->> 'n')::int as n, id, parent_id from public.jobs order by id")
+    rows = await project.rows(
+        "select (payload ->> 'n')::int as n, id, parent_id from public.jobs order by id"
+    )
     assert [row["n"] for row in rows] == [1, 2, 11, 12, 21, 22, 110, 120, 210, 220]
     by_n = {row["n"]: row for row in rows}
     for n in (11, 12, 21, 22, 110, 120, 210, 220):

@@ -81,7 +81,9 @@ async def test_who_has_least_running_is_first(project, worker):
     await many(project, 10, BOB)
     assert owners(await worker.claim(2)) == {BOB: 2}
     await worker.claim(4)
-    running = await project.rows("select owner_id, count(*) from public.jobs where status = 'processing' group by 1")
+    running = await project.rows(
+        "select owner_id, count(*) from public.jobs where status = 'processing' group by 1"
+    )
     assert sorted(row["count"] for row in running) == [4, 5]
 
 
@@ -215,13 +217,18 @@ async def test_many_who_claim_at_once_never_exceed_an_owners_limit(database):
                 "select count(*) from public.jobs where status = 'processing' and owner_id is not null group by owner_id"
             )
             most = max([most, *(row["count"] for row in rows)])
-            await worker.finish_all([{"id": j["id"], "attempt": j["attempt"], "outcome": "done"} for j in jobs])
+            await worker.finish_all(
+                [{"id": j["id"], "attempt": j["attempt"], "outcome": "done"} for j in jobs]
+            )
             if await worker.project.sql("select count(*) = 90 from public.jobs where status = 'completed'"):
                 return
 
     await asyncio.gather(*map(work, workers))
     assert most == 2
-    assert await projects[0].sql("select count(*) from public.jobs where status = 'completed' and attempt = 1") == 90
+    assert (
+        await projects[0].sql("select count(*) from public.jobs where status = 'completed' and attempt = 1")
+        == 90
+    )
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "none"])
@@ -241,4 +248,7 @@ async def test_a_claim_reads_no_more_than_it_must(database, statistics):
             assert len(await worker.claim(2)) == 2
             await worker.heartbeat()
             assert await project.sql(read) < 500
-            await project.sql("update public.jobs set status = 'completed', finished_at = $1 where status = 'processing'", NOON)
+            await project.sql(
+                "update public.jobs set status = 'completed', finished_at = $1 where status = 'processing'",
+                NOON,
+            )

@@ -100,7 +100,9 @@ async def test_a_corrupt_account_spoils_no_other(project, worker):
 async def test_a_corrupt_hold_spoils_no_other(project, worker):
     jobs = await claimed(project, worker, ALICE, ALICE, BOB)
     await project.sql(
-        "alter table public.credit_holds add constraint broken check (job_id <> '" + jobs[0]["id"] + "' or closed_at is null)"
+        "alter table public.credit_holds add constraint broken check (job_id <> '"
+        + jobs[0]["id"]
+        + "' or closed_at is null)"
     )
     answers = await worker.finish_all(finished(jobs))
     assert [answer["status"] for answer in answers] == ["processing", "completed", "completed"]
@@ -163,7 +165,10 @@ async def test_batches_that_overlap_have_each_effect_once(database):
 
     async def finish(number, project):
         mine = jobs[10 * number : 10 * number + 30]
-        reports = [*finished(mine[:: -1 if number % 2 else 1]), {"id": "no uuid", "attempt": 1, "outcome": "done"}]
+        reports = [
+            *finished(mine[:: -1 if number % 2 else 1]),
+            {"id": "no uuid", "attempt": 1, "outcome": "done"},
+        ]
         answers = await worker.through(project).finish_all(reports)
         return sum(not answer["stale"] and not answer["error"] for answer in answers)
 

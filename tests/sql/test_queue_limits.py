@@ -58,7 +58,9 @@ async def test_a_long_rest_saves_no_more_than_one_period(project, worker):
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 11, 60, 997, 44_100])
-@pytest.mark.parametrize("period", [timedelta(seconds=1), timedelta(seconds=7.3), timedelta(minutes=1), timedelta(days=1)])
+@pytest.mark.parametrize(
+    "period", [timedelta(seconds=1), timedelta(seconds=7.3), timedelta(minutes=1), timedelta(days=1)]
+)
 async def test_the_time_told_is_the_time_when_the_next_one_starts(project, worker, limit, period):
     await project.queue("default", rate_limit=limit, rate_period=period)
     await many(project, 30)
@@ -138,7 +140,9 @@ async def test_a_rate_and_a_number_at_once_both_hold(project, worker):
 async def test_a_clock_that_was_set_back_does_not_stop_a_queue(project, worker):
     await project.queue("default", rate_limit=10, rate_period=timedelta(seconds=10))
     await many(project, 50)
-    await project.sql("insert into processor.queue_tokens values ('default', 4, $1)", NOON + timedelta(days=1))
+    await project.sql(
+        "insert into processor.queue_tokens values ('default', 4, $1)", NOON + timedelta(days=1)
+    )
     assert len(await worker.claim(10)) == 4
     assert due(await worker.heartbeat()) == NOON + timedelta(seconds=1)
 
@@ -193,7 +197,9 @@ async def test_a_call_that_would_be_too_much_makes_nothing(project, worker):
 
 async def test_what_exists_already_is_returned_at_the_limit(project, worker):
     await project.queue("default", max_pending_per_owner=2)
-    jobs = [await project.create("echo", by=ALICE, idempotency_key=f"k{n}", unique_key=f"u{n}") for n in (1, 2)]
+    jobs = [
+        await project.create("echo", by=ALICE, idempotency_key=f"k{n}", unique_key=f"u{n}") for n in (1, 2)
+    ]
     assert await project.create("echo", by=ALICE, idempotency_key="k1") == jobs[0]
     assert await project.create("echo", by=ALICE, unique_key="u2", on_conflict="return") == jobs[1]
     replaced = await project.create("echo", by=ALICE, unique_key="u2", on_conflict="replace")
@@ -275,7 +281,9 @@ async def test_a_child_that_is_spawned_and_a_creator_do_not_deadlock(database):
         transaction = two.connection.transaction()
         await transaction.start()
         await two.create(**job, owner_id=ALICE)
-        spawning = asyncio.create_task(worker._call("spawn_jobs", parent={"id": parent["id"], "attempt": 1}, jobs=[job]))  # noqa: SLF001
+        spawning = asyncio.create_task(
+            worker._call("spawn_jobs", parent={"id": parent["id"], "attempt": 1}, jobs=[job])
+        )  # noqa: SLF001
         await until_waiting(observer, one)
         await two.create(**job, owner_id=ALICE)
         await transaction.commit()

@@ -153,7 +153,8 @@ async def test_a_child_does_not_replace_its_own_parent(project):
 async def test_many_are_replaced_in_one_call(project):
     old = [await translate(project, unique_key=f"u{n}") for n in range(3)]
     jobs = [
-        {"kind": "translate", "items": ["fr"], "unique_key": f"u{n}", "on_conflict": "replace"} for n in range(5)
+        {"kind": "translate", "items": ["fr"], "unique_key": f"u{n}", "on_conflict": "replace"}
+        for n in range(5)
     ]
     made = await project.call("create_jobs", by=ALICE, jobs=jobs)
     assert all(job["created"] for job in made)
@@ -193,7 +194,9 @@ async def test_a_key_is_found_by_its_index_among_many_jobs(project):
         assert await project.sql(read) - before < 200, "many rows were read"
 
 
-@pytest.mark.parametrize(("on_conflict", "outcome"), [("error", "JQ012"), ("replace", "new"), ("return", "same")])
+@pytest.mark.parametrize(
+    ("on_conflict", "outcome"), [("error", "JQ012"), ("replace", "new"), ("return", "same")]
+)
 async def test_two_who_want_one_key_at_once_take_turns(database, on_conflict, outcome):
     one, two, observer = [await database.project() for _ in range(3)]
     await one.kind("translate", credits_per_item=10)
