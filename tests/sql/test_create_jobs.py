@@ -155,10 +155,6 @@ async def test_the_sum_decides_whether_there_are_enough_credits(project):
     assert len(await create(project, *jobs[:10])) == 10
 
 
-async def sums(project) -> bool:
-    return "open_hold(" not in await project.sql("select prosrc from pg_proc where proname = 'open_holds'")
-
-
 async def test_a_user_makes_own_jobs_of_public_kinds_only(project):
     made = await create(project, echo(), translate("de"), by=ALICE)
     assert {(await project.job(job))["owner_id"] for job in made} == {str(ALICE)}

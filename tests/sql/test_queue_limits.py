@@ -283,7 +283,7 @@ async def test_a_child_that_is_spawned_and_a_creator_do_not_deadlock(database):
         await two.create(**job, owner_id=ALICE)
         spawning = asyncio.create_task(
             worker._call("spawn_jobs", parent={"id": parent["id"], "attempt": 1}, jobs=[job])
-        )  # noqa: SLF001
+        )
         await until_waiting(observer, one)
         await two.create(**job, owner_id=ALICE)
         await transaction.commit()
