@@ -59,7 +59,6 @@ class ErrorCode(StrEnum):
     TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
     REPLACED = "REPLACED"
-    CHILD_FAILED = "CHILD_FAILED"
 
     @property
     def retryable(self) -> bool:
@@ -79,7 +78,6 @@ _FINAL = frozenset(
         ErrorCode.INSUFFICIENT_CREDITS,
         ErrorCode.CANCELLED,
         ErrorCode.REPLACED,
-        ErrorCode.CHILD_FAILED,
     }
 )
 

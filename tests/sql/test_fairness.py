@@ -214,7 +214,8 @@ async def test_many_who_claim_at_once_never_exceed_an_owners_limit(database):
         for _ in range(200):
             jobs = await worker.claim(3)
             rows = await worker.project.rows(
-                "select count(*) from public.jobs where status = 'processing' and owner_id is not null group by owner_id"
+                "select count(*) from public.jobs "
+                "where status = 'processing' and owner_id is not null group by owner_id"
             )
             most = max([most, *(row["count"] for row in rows)])
             await worker.finish_all(

@@ -128,8 +128,9 @@ async def test_good_and_bad_and_late_and_repeated_ones_in_one_batch(project, wor
     ]
     answers = await worker.finish_all(reports)
     assert [(a["status"], a["stale"], (a["error"] or "")[:5]) for a in answers] == [
-        ("completed", True, ""), ("processing", False, "JQ006"), ("pending", False, ""), ("processing", False, "JQ004"),
-        ("processing", False, "JQ005"), ("failed", False, ""), ("failed", True, ""), ("pending", False, ""),
+        ("completed", True, ""), ("processing", False, "JQ006"), ("pending", False, ""),
+        ("processing", False, "JQ004"), ("processing", False, "JQ005"), ("failed", False, ""),
+        ("failed", True, ""), ("pending", False, ""),
     ]  # fmt: skip
     assert await project.balance(ALICE) == (1000 - 5 * 7 - 7, 35, 7)
     assert await project.faults() == []

@@ -259,7 +259,7 @@ async def test_opposing_operations_neither_deadlock_nor_lose_a_credit(database, 
 
 
 class Relative(Opponent):
-    """One connection that makes, spawns, ends, cancels, replaces and retries families, beside all the rest."""
+    """One connection that makes, spawns, ends, cancels, replaces and retries families."""
 
     async def run(self) -> None:
         often = [self.found, self.claim, self.finish, self.end] * 3

@@ -177,7 +177,8 @@ async def test_a_child_that_is_replaced_by_its_sibling_does_not_wake_its_parent(
 
 async def test_a_key_is_found_by_its_index_among_many_jobs(project):
     await project.sql("""
-        insert into public.jobs (queue, kind, owner_id, max_attempts, unique_key, idempotency_key, input_digest)
+        insert into public.jobs
+          (queue, kind, owner_id, max_attempts, unique_key, idempotency_key, input_digest)
         select 'default', 'echo', gen_random_uuid(), 4, 'u' || n, 'k' || n, '' from generate_series(1, 5000) n
     """)
     await project.sql("analyze public.jobs")
