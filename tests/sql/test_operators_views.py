@@ -6,7 +6,15 @@ import pytest
 
 from tests.sql.harness import ALICE, BOB, NOON, done, failed, fixture
 
-VIEWS = ("credit_summary", "error_summary", "queue_health", "stuck_jobs", "throughput", "worker_health")
+VIEWS = (
+    "credit_summary",
+    "error_summary",
+    "queue_health",
+    "schedule_health",
+    "stuck_jobs",
+    "throughput",
+    "worker_health",
+)
 
 
 @fixture
