@@ -31,25 +31,32 @@ SETTINGS = {
 """What a small production server has; all else is PostgreSQL's default, so commits are durable (fsync and
 synchronous_commit on). wal_level is logical, as Realtime needs it."""
 
-# what a worker leaves behind: a payload and a result of some hundred bytes, one of many owners
+# What a worker leaves behind: a payload and a result of some hundred bytes, one of many owners. There are $3 in
+# all, a million a day, so that ids, which hold the time of creation, grow with the times.
 FINISHED = """
-    insert into public.jobs (queue, kind, owner_id, status, payload, result, progress, attempt, max_attempts, run_at,
-      created_at, started_at, finished_at, updated_at, worker_id, claim_id, input_digest)
-    select $3, $4, md5((n % 10000)::text)::uuid, 'completed',
-      jsonb_build_object('document', 'documents/' || n || '.md', 'language', 'de', 'options', '{"tone": "formal"}'::jsonb),
-      jsonb_build_object('path', 'translated/' || n || '.de.md', 'characters', 1000 + n % 5000), 1, 1, 4,
-      t, t, t, t, t, md5((n % 20)::text)::uuid, md5((n / 10)::text)::uuid, sha256(int8send(n))
-    from (
-      -- as many days ago as a million a day takes, so that ids and times grow together
-      select n, processor.now() - ($2 - n) * interval '0.0864 s' as t from generate_series($1::bigint, $2::bigint) n
-    ) x
+    insert into public.jobs (id, queue, kind, owner_id, status, payload, result, progress,
+      attempt, max_attempts, run_at, created_at, started_at, finished_at, updated_at,
+      worker_id, claim_id, input_digest)
+    select
+      encode(substring(int8send((extract(epoch from t) * 1000)::bigint) from 3)
+        || substring(uuid_send(gen_random_uuid()) from 7), 'hex')::uuid,
+      $4, $5, md5((n % 10000)::text)::uuid, 'completed',
+      jsonb_build_object('document', 'documents/' || n || '.md', 'language', 'de',
+        'options', '{"tone": "formal"}'::jsonb),
+      jsonb_build_object('path', 'translated/' || n || '.de.md', 'characters', 1000 + n % 5000), 1,
+      1, 4, t, t, t, t, t,
+      md5((n % 20)::text)::uuid, md5((n / 10)::text)::uuid, sha256(int8send(n))
+    from generate_series($1::bigint, $2::bigint) n
+    cross join lateral (select now() - ($3 - n) * interval '0.0864 s' as t) x
 """
+# The last of $3 became due a moment ago, the first so many milliseconds ago.
 PENDING = """
-    insert into public.jobs (queue, kind, payload, max_attempts, run_at, created_at, updated_at, input_digest)
-    select $3, $4, jsonb_build_object('document', 'documents/' || n || '.md', 'language', 'de'), 4, t, t, t, sha256(int8send(n))
-    from (
-      select n, processor.now() - ($2 - n) * interval '1 millisecond' as t from generate_series($1::bigint, $2::bigint) n
-    ) x
+    insert into public.jobs (queue, kind, payload,
+      max_attempts, run_at, created_at, updated_at, input_digest)
+    select $4, $5, jsonb_build_object('document', 'documents/' || n || '.md', 'language', 'de'),
+      4, t, t, t, sha256(int8send(n))
+    from generate_series($1::bigint, $2::bigint) n
+    cross join lateral (select now() - ($3 - n) * interval '1 millisecond' as t) x
 """
 
 
@@ -108,15 +115,35 @@ async def load(dsn: str, *, finished: int = 0, pending: int = 0) -> None:
     """Write so many rows straight into the table, by two connections at once."""
     for statement, rows in ((FINISHED, finished), (PENDING, pending)):
         half = rows // 2
-        await asyncio.gather(_insert(dsn, statement, 1, half), _insert(dsn, statement, half + 1, rows))
+        await asyncio.gather(
+            _insert(dsn, statement, 1, half, rows), _insert(dsn, statement, half + 1, rows, rows)
+        )
 
 
-async def _insert(dsn: str, statement: str, first: int, last: int) -> None:
+async def replace_all(dsn: str, *, finished: int) -> None:
+    """Empty the table and write so many finished rows; making the indexes afterwards halves the time."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("truncate public.jobs cascade")
+        indexes = await connection.fetch("""
+            select i.indexrelid::regclass::text as name, pg_get_indexdef(i.indexrelid) as definition
+            from pg_index i where i.indrelid = 'public.jobs'::regclass and not i.indisprimary order by 1
+        """)
+        for index in indexes:
+            await connection.execute(f"drop index {index['name']}")
+        await load(dsn, finished=finished)
+        for index in indexes:
+            await connection.execute(index["definition"], timeout=None)
+    finally:
+        await connection.close()
+
+
+async def _insert(dsn: str, statement: str, first: int, last: int, rows: int) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         # half a million a transaction: checkpoints and vacuums find something to do in between
         for start in range(first, last + 1, 500_000):
             end = min(start + 499_999, last)
-            await connection.execute(statement, start, end, QUEUE, FREE_KIND, timeout=None)
+            await connection.execute(statement, start, end, rows, QUEUE, FREE_KIND, timeout=None)
     finally:
         await connection.close()

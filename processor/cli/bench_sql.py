@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -22,6 +24,7 @@ from processor.cli.bench_database import (
     load,
     make_project,
     register_worker,
+    replace_all,
     running_server,
 )
 from processor.local.postgres import PostgresError
@@ -43,6 +46,7 @@ CREATE = """
       kind => j ->> 'kind', payload => j -> 'payload', owner_id => (j ->> 'owner_id')::uuid) made
 """
 CLAIM = 'select public.claim_jobs(worker_id => $1, request_id => $2, "limit" => $3)'
+CALLS = ("create", "claim", "finish")
 FINISH = "select public.finish_jobs(worker_id => $1, results => $2)"
 
 
@@ -57,9 +61,9 @@ def sql(
 ) -> None:
     """Straight SQL: jobs created, claimed and finished in batches of 1,000 over two connections.
 
-    PostgreSQL is started for it, with durable commits, in TMPDIR. With --rows: how long a claim of 100 takes behind
-    so many finished and a tenth as many pending rows, as a multiple of what it takes on an empty table, with
-    fresh, stale and no statistics.
+    PostgreSQL is started for it, with durable commits, in TMPDIR. With --rows: how long a claim of 100
+    takes beside so many finished and a tenth as many pending rows, with fresh, stale and no statistics, and
+    how many times as long as in an empty table that is.
     """
     try:
         report = asyncio.run(_measure(jobs, rows))
@@ -75,7 +79,12 @@ def sql(
 async def _measure(jobs: int, rows: int) -> dict[str, Any]:
     async with running_server() as postgres:
         dsn = await make_project(postgres, "rates")
-        report: dict[str, Any] = {"jobs": jobs, "connections": CONNECTIONS, "batch": BATCH, "settings": SETTINGS}
+        report: dict[str, Any] = {
+            "jobs": jobs,
+            "connections": CONNECTIONS,
+            "batch": BATCH,
+            "settings": SETTINGS,
+        }
         report |= await _rates(dsn, jobs)
         if rows:
             large = await make_project(postgres, "large")
@@ -88,34 +97,45 @@ async def _measure(jobs: int, rows: int) -> dict[str, Any]:
 
 
 async def _rates(dsn: str, jobs: int) -> dict[str, Any]:
-    report: dict[str, Any] = {}
     clients = [await _Client.connect(dsn) for _ in range(CONNECTIONS)]
     try:
-        await clients[0].connection.execute("set role postgres")
-        await clients[0].connection.execute("select processor.grant_credits($1, $2)", OWNER, jobs)
-        for name, kind, owner in (("", FREE_KIND, None), ("_credits", PAID_KIND, OWNER)):
-            each = jobs // BATCH
-            batch = json.dumps(
-                [
-                    {"kind": kind, "payload": {"document": f"documents/{n}.md", "language": "de"}}
-                    | ({"owner_id": str(owner)} if owner else {})
-                    for n in range(BATCH)
-                ]
-            )
-            batches = iter(range(each))
-            seconds = await _together(clients, lambda client: client.create(batch, batches))
-            report[f"enqueue{name}_per_s"] = round(each * BATCH / seconds)
-            report[f"create{name}_ms"] = _median(clients, "create")
-            seconds = await _together(clients, lambda client: client.drain())
-            report[f"drain{name}_per_s"] = round(sum(client.finished for client in clients) / seconds)
-            report[f"claim{name}_ms_per_1000"] = _median(clients, "claim")
-            report[f"finish{name}_ms_per_1000"] = _median(clients, "finish")
-            for client in clients:
-                client.forget()
+        await _grant(dsn, jobs)
+        return await _rate(clients, jobs, "", {"kind": FREE_KIND}) | await _rate(
+            clients, jobs, "_credits", {"kind": PAID_KIND, "owner_id": str(OWNER)}
+        )
     finally:
         for client in clients:
             await client.connection.close()
+
+
+async def _rate(clients: list[_Client], jobs: int, name: str, job: dict[str, str]) -> dict[str, Any]:
+    for client in clients:
+        client.forget()
+    batch = json.dumps([job | {"payload": _payload(number)} for number in range(BATCH)])
+    batches = iter(range(jobs // BATCH))
+    creating = await _together(client.create(batch, batches) for client in clients)
+    draining = await _together(client.drain() for client in clients)
+    finished = sum(client.finished for client in clients)
+    report: dict[str, Any] = {
+        f"enqueue{name}_per_s": round(finished / creating),
+        f"drain{name}_per_s": round(finished / draining),
+    }
+    for call in CALLS:
+        report[f"{call}{name}_ms_per_1000"] = _median(clients, call)
+        report[f"{call}{name}_cpu_ms_per_1000"] = _cpu(clients, call)
     return report
+
+
+def _payload(number: int) -> dict[str, str]:
+    return {"document": f"documents/{number}.md", "language": "de"}
+
+
+async def _grant(dsn: str, credits_: int) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("select processor.grant_credits($1, $2)", OWNER, credits_)
+    finally:
+        await connection.close()
 
 
 class _Client:
@@ -124,6 +144,7 @@ class _Client:
     def __init__(self, connection: asyncpg.Connection, worker_id: UUID) -> None:
         self.connection = connection
         self.worker_id = worker_id
+        self._schedstat = Path(f"/proc/{connection.get_server_pid()}/schedstat")
         self.forget()
 
     @classmethod
@@ -135,9 +156,10 @@ class _Client:
 
     def forget(self) -> None:
         self.finished = 0
-        self.took: dict[str, list[float]] = {"create": [], "claim": [], "finish": []}
+        self.took: dict[str, list[float]] = {call: [] for call in CALLS}
+        self.cpu: dict[str, list[float]] = {call: [] for call in CALLS}
 
-    async def create(self, batch: str, batches: Any) -> None:
+    async def create(self, batch: str, batches: Iterator[int]) -> None:
         """Create batches for as long as there are some to take."""
         for _ in batches:
             await self._timed("create", CREATE, batch)
@@ -148,6 +170,7 @@ class _Client:
             answer = json.loads(await self._timed("claim", CLAIM, self.worker_id, uuid4(), BATCH))
             if not answer["jobs"]:
                 self.took["claim"].pop()
+                self.cpu["claim"].pop()
                 return
             results = [
                 {"id": job["id"], "attempt": job["attempt"], "outcome": "done"} for job in answer["jobs"]
@@ -156,22 +179,31 @@ class _Client:
             self.finished += len(results)
 
     async def _timed(self, name: str, statement: str, *arguments: Any) -> Any:
-        started = time.perf_counter()
+        worked, started = self._cpu_ms(), time.perf_counter()
         answer = await self.connection.fetchval(statement, *arguments)
         self.took[name].append((time.perf_counter() - started) * 1000)
+        self.cpu[name].append(self._cpu_ms() - worked)
         return answer
 
+    def _cpu_ms(self) -> float:
+        """Return how long the server's process has been on a processor; what Linux alone tells."""
+        return int(self._schedstat.read_text().split()[0]) / 1e6 if self._schedstat.exists() else math.nan
 
-async def _together(clients: list[_Client], work: Callable[[_Client], Awaitable[None]]) -> float:
+
+async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> float:
     """Let all work at once; return the seconds until the last has ended."""
-    await clients[0].connection.execute("reset role; checkpoint; set role service_role")
     started = time.perf_counter()
-    await asyncio.gather(*(work(client) for client in clients))
+    await asyncio.gather(*work)
     return time.perf_counter() - started
 
 
 def _median(clients: list[_Client], name: str) -> float:
     return round(statistics.median(took for client in clients for took in client.took[name]), 2)
+
+
+def _cpu(clients: list[_Client], name: str) -> float | None:
+    mean = statistics.fmean(worked for client in clients for worked in client.cpu[name])
+    return None if math.isnan(mean) else round(mean, 2)
 
 
 # claims by size of the table
@@ -211,9 +243,8 @@ async def _fill(dsn: str, finished: int) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         # autovacuum would take statistics behind our back
-        await connection.execute("truncate public.jobs cascade")
         await connection.execute("alter table public.jobs set (autovacuum_enabled = off)")
-        await load(dsn, finished=finished)
+        await replace_all(dsn, finished=finished)
         await connection.execute("vacuum (analyze) public.jobs", timeout=None)
         await load(dsn, pending=max(finished // 10, CLAIM_LIMIT))
     finally:
@@ -257,20 +288,24 @@ async def _claim_and_roll_back(client: _Client) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table("straight SQL", "jobs/s", "ms per 1,000", box=None)
-    for name, words in (("", ""), ("_credits", ", a credit each")):
-        table.add_row(
-            f"created{words}", f"{report[f'enqueue{name}_per_s']:,}", f"{report[f'create{name}_ms']:.0f}"
-        )
-        table.add_row(
-            f"claimed and finished{words}",
-            f"{report[f'drain{name}_per_s']:,}",
-            f"{report[f'claim{name}_ms_per_1000']:.0f} + {report[f'finish{name}_ms_per_1000']:.0f}",
-        )
+    table = Table("straight SQL", "jobs/s", "ms per 1,000", "of it the server's CPU", box=None)
+    for words, rate, calls in (
+        ("created", "enqueue", ("create",)),
+        ("claimed and finished", "drain", ("claim", "finish")),
+    ):
+        for name, price in (("", ""), ("_credits", ", a credit each")):
+            table.add_row(
+                words + price,
+                f"{report[f'{rate}{name}_per_s']:,}",
+                " + ".join(f"{report[f'{call}{name}_ms_per_1000']:.0f}" for call in calls),
+                " + ".join(f"{report[f'{call}{name}_cpu_ms_per_1000'] or math.nan:.0f}" for call in calls),
+            )
     out.print(table)
     if "claim_ms" not in report:
         return
-    claims = Table("finished rows", "claim of 100", "stale statistics", "none", "times an empty table", box=None)
+    claims = Table(
+        "finished rows", "claim of 100", "stale statistics", "none", "times an empty table", box=None
+    )
     for size, milliseconds in report["claim_ms"].items():
         claims.add_row(
             f"{int(size):,}",
