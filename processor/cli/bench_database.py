@@ -31,7 +31,7 @@ SETTINGS = {
 """What a small production server has; all else is PostgreSQL's default, so commits are durable (fsync and
 synchronous_commit on). wal_level is logical, as Realtime needs it."""
 
-# What a worker leaves behind: a payload and a result of some hundred bytes, one of many owners. There are $3 in
+# What a worker leaves behind: a payload and a result of some hundred bytes, one of many owners. $3 rows in
 # all, a million a day, so that ids, which hold the time of creation, grow with the times.
 FINISHED = """
     insert into public.jobs (id, queue, kind, owner_id, status, payload, result, progress,

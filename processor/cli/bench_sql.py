@@ -8,22 +8,21 @@ import math
 import statistics
 import time
 from collections.abc import Coroutine, Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Any
-from uuid import UUID, uuid4
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 import asyncpg
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from processor.cli.bench_client import Client, mean_cpu_ms, median_ms
 from processor.cli.bench_database import (
     FREE_KIND,
     PAID_KIND,
     SETTINGS,
     load,
     make_project,
-    register_worker,
     replace_all,
     running_server,
 )
@@ -37,17 +36,10 @@ WARM_UP = 8
 # one hot account is the worst case: every settlement takes turns at its row
 OWNER = UUID("0a57e600-0000-4000-8000-000000000001")
 
+Result = TypeVar("Result")
+
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)
-
-CREATE = """
-    select count(made.id) from jsonb_array_elements($1::jsonb) j
-    cross join lateral public.create_job(
-      kind => j ->> 'kind', payload => j -> 'payload', owner_id => (j ->> 'owner_id')::uuid) made
-"""
-CLAIM = 'select public.claim_jobs(worker_id => $1, request_id => $2, "limit" => $3)'
-CALLS = ("create", "claim", "finish")
-FINISH = "select public.finish_jobs(worker_id => $1, results => $2)"
 
 
 def sql(
@@ -97,7 +89,7 @@ async def _measure(jobs: int, rows: int) -> dict[str, Any]:
 
 
 async def _rates(dsn: str, jobs: int) -> dict[str, Any]:
-    clients = [await _Client.connect(dsn) for _ in range(CONNECTIONS)]
+    clients = [await Client.connect(dsn) for _ in range(CONNECTIONS)]
     try:
         await _grant(dsn, jobs)
         return await _rate(clients, jobs, "", {"kind": FREE_KIND}) | await _rate(
@@ -105,24 +97,23 @@ async def _rates(dsn: str, jobs: int) -> dict[str, Any]:
         )
     finally:
         for client in clients:
-            await client.connection.close()
+            await client.close()
 
 
-async def _rate(clients: list[_Client], jobs: int, name: str, job: dict[str, str]) -> dict[str, Any]:
+async def _rate(clients: list[Client], jobs: int, name: str, job: dict[str, str]) -> dict[str, Any]:
     for client in clients:
         client.forget()
     batch = json.dumps([job | {"payload": _payload(number)} for number in range(BATCH)])
     batches = iter(range(jobs // BATCH))
-    creating = await _together(client.create(batch, batches) for client in clients)
-    draining = await _together(client.drain() for client in clients)
-    finished = sum(client.finished for client in clients)
+    creating, _ = await _together(_create(client, batch, batches) for client in clients)
+    draining, finished = await _together(_drain(client) for client in clients)
     report: dict[str, Any] = {
-        f"enqueue{name}_per_s": round(finished / creating),
-        f"drain{name}_per_s": round(finished / draining),
+        f"enqueue{name}_per_s": round(sum(finished) / creating),
+        f"drain{name}_per_s": round(sum(finished) / draining),
     }
-    for call in CALLS:
-        report[f"{call}{name}_ms_per_1000"] = _median(clients, call)
-        report[f"{call}{name}_cpu_ms_per_1000"] = _cpu(clients, call)
+    for call in ("create", "claim", "finish"):
+        report[f"{call}{name}_ms_per_1000"] = median_ms(clients, call)
+        report[f"{call}{name}_cpu_ms_per_1000"] = mean_cpu_ms(clients, call)
     return report
 
 
@@ -138,72 +129,24 @@ async def _grant(dsn: str, credits_: int) -> None:
         await connection.close()
 
 
-class _Client:
-    """One connection, as a worker of its own; keeps what each call took, in milliseconds."""
-
-    def __init__(self, connection: asyncpg.Connection, worker_id: UUID) -> None:
-        self.connection = connection
-        self.worker_id = worker_id
-        self._schedstat = Path(f"/proc/{connection.get_server_pid()}/schedstat")
-        self.forget()
-
-    @classmethod
-    async def connect(cls, dsn: str) -> _Client:
-        connection = await asyncpg.connect(dsn)
-        worker_id = await register_worker(connection)
-        await connection.execute("set role service_role")
-        return cls(connection, worker_id)
-
-    def forget(self) -> None:
-        self.finished = 0
-        self.took: dict[str, list[float]] = {call: [] for call in CALLS}
-        self.cpu: dict[str, list[float]] = {call: [] for call in CALLS}
-
-    async def create(self, batch: str, batches: Iterator[int]) -> None:
-        """Create batches for as long as there are some to take."""
-        for _ in batches:
-            await self._timed("create", CREATE, batch)
-
-    async def drain(self) -> None:
-        """Claim and finish until nothing is left."""
-        while True:
-            answer = json.loads(await self._timed("claim", CLAIM, self.worker_id, uuid4(), BATCH))
-            if not answer["jobs"]:
-                self.took["claim"].pop()
-                self.cpu["claim"].pop()
-                return
-            results = [
-                {"id": job["id"], "attempt": job["attempt"], "outcome": "done"} for job in answer["jobs"]
-            ]
-            await self._timed("finish", FINISH, self.worker_id, json.dumps(results))
-            self.finished += len(results)
-
-    async def _timed(self, name: str, statement: str, *arguments: Any) -> Any:
-        worked, started = self._cpu_ms(), time.perf_counter()
-        answer = await self.connection.fetchval(statement, *arguments)
-        self.took[name].append((time.perf_counter() - started) * 1000)
-        self.cpu[name].append(self._cpu_ms() - worked)
-        return answer
-
-    def _cpu_ms(self) -> float:
-        """Return how long the server's process has been on a processor; what Linux alone tells."""
-        return int(self._schedstat.read_text().split()[0]) / 1e6 if self._schedstat.exists() else math.nan
+async def _create(client: Client, batch: str, batches: Iterator[int]) -> None:
+    for _ in batches:
+        await client.create(batch)
 
 
-async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> float:
-    """Let all work at once; return the seconds until the last has ended."""
+async def _drain(client: Client) -> int:
+    finished = 0
+    while jobs := await client.claim(BATCH):
+        await client.finish(jobs)
+        finished += len(jobs)
+    return finished
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> tuple[float, list[Result]]:
+    """Let all work at once; return the seconds until the last has ended, and their results."""
     started = time.perf_counter()
-    await asyncio.gather(*work)
-    return time.perf_counter() - started
-
-
-def _median(clients: list[_Client], name: str) -> float:
-    return round(statistics.median(took for client in clients for took in client.took[name]), 2)
-
-
-def _cpu(clients: list[_Client], name: str) -> float | None:
-    mean = statistics.fmean(worked for client in clients for worked in client.cpu[name])
-    return None if math.isnan(mean) else round(mean, 2)
+    results = await asyncio.gather(*work)
+    return time.perf_counter() - started, results
 
 
 # claims by size of the table
@@ -263,7 +206,7 @@ async def _statistics(dsn: str, state: str) -> None:
 
 
 async def _claims_by_turns(large: str, empty: str) -> tuple[list[float], list[float]]:
-    clients = [await _Client.connect(dsn) for dsn in (large, empty)]
+    clients = [await Client.connect(dsn) for dsn in (large, empty)]
     try:
         for number in range(WARM_UP + CLAIMS):
             for client in clients:
@@ -271,16 +214,16 @@ async def _claims_by_turns(large: str, empty: str) -> tuple[list[float], list[fl
             if number + 1 == WARM_UP:
                 for client in clients:
                     client.forget()
-        return clients[0].took["claim"], clients[1].took["claim"]
+        return clients[0].milliseconds["claim"], clients[1].milliseconds["claim"]
     finally:
         for client in clients:
-            await client.connection.close()
+            await client.close()
 
 
-async def _claim_and_roll_back(client: _Client) -> None:
+async def _claim_and_roll_back(client: Client) -> None:
     transaction = client.connection.transaction()
     await transaction.start()
-    await client._timed("claim", CLAIM, client.worker_id, uuid4(), CLAIM_LIMIT)  # noqa: SLF001 - same file
+    await client.claim(CLAIM_LIMIT)
     await transaction.rollback()
 
 
