@@ -16,11 +16,7 @@ import asyncpg
 
 from processor.cli.bench_database import register_worker
 
-CREATE = """
-    select count(made.id) from jsonb_array_elements($1::jsonb) j
-    cross join lateral public.create_job(
-      kind => j ->> 'kind', payload => j -> 'payload', owner_id => (j ->> 'owner_id')::uuid) made
-"""
+CREATE = "select public.create_jobs(jobs => $1)"
 CLAIM = 'select public.claim_jobs(worker_id => $1, request_id => $2, "limit" => $3)'
 FINISH = "select public.finish_jobs(worker_id => $1, results => $2)"
 
