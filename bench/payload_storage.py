@@ -1,8 +1,8 @@
-"""Where should payloads be kept, so that a transition does not rewrite them?
+"""Compare ways to store payloads and results, by what a transition costs.
 
-Run it with ``python bench/payload_storage.py``. The same jobs go through claim and finish in databases that differ in
-one setting of public.jobs only; the variants take turns, so that a busy machine disturbs all alike. It prints the
-bytes of write-ahead log and the server's CPU per job, and the bytes on disk per finished job.
+Run it with ``python bench/payload_storage.py``. The same jobs go through claim and finish in databases that
+differ in one setting of public.jobs only; the variants take turns, so that a busy machine disturbs all alike.
+It prints the bytes of write-ahead log and the server's CPU per job, and the bytes on disk per finished job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ ROUNDS = 4
 SIZES = [(200, 100), (1000, 100), (2500, 100), (4000, 100), (16000, 100), (200, 1000), (200, 4000)]
 
 OWN_TABLE = """
-create table public.job_payloads (job_id uuid primary key references public.jobs (id) on delete cascade, payload jsonb not null);
+create table public.job_payloads (
+  job_id uuid primary key references public.jobs (id) on delete cascade,
+  payload jsonb not null
+);
 do $$
 begin
   execute replace(pg_get_functiondef('processor.claimed'::regproc), '''payload'', j.payload',
@@ -37,11 +40,13 @@ $$;
 alter table public.job_payloads set (toast_tuple_target = 512);
 """
 VARIANTS = {
-    "default": "",
+    "default": "alter table public.jobs reset (toast_tuple_target)",
     "toast_tuple_target 128": "alter table public.jobs set (toast_tuple_target = 128)",
     "toast_tuple_target 256": "alter table public.jobs set (toast_tuple_target = 256)",
     "toast_tuple_target 512": "alter table public.jobs set (toast_tuple_target = 512)",
-    "external": "alter table public.jobs alter payload set storage external, alter result set storage external",
+    "external": """
+        alter table public.jobs alter payload set storage external, alter result set storage external
+    """,
     "external, target 512": """
         alter table public.jobs alter payload set storage external, alter result set storage external;
         alter table public.jobs set (toast_tuple_target = 512)
@@ -55,7 +60,8 @@ INSERT = """
 """
 INSERT_APART = """
     with made as (
-      insert into public.jobs (queue, kind, max_attempts) select $1, $2, 4 from generate_series(1, $4::int) returning id
+      insert into public.jobs (queue, kind, max_attempts)
+      select $1, $2, 4 from generate_series(1, $4::int) returning id
     )
     insert into public.job_payloads (job_id, payload)
     select m.id, jsonb_build_object('n', m.n) || ($3::jsonb[])[(1 + m.n % cardinality($3::jsonb[]))::int]
@@ -80,6 +86,7 @@ def documents(size: int) -> list[dict[str, str]]:
 
 
 async def wal(connection: asyncpg.Connection) -> int:
+    """Return how many bytes of log were ever written."""
     return int(await connection.fetchval("select pg_current_wal_insert_lsn() - '0/0'"))
 
 
@@ -118,6 +125,7 @@ async def run(dsn: str, payload_size: int, result_size: int, jobs: int) -> dict[
 
 
 async def compare(dsns: dict[str, str], payload_size: int, result_size: int, jobs: int) -> Table:
+    """Run all variants in turns; return their medians."""
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in dsns}
     for turn in range(ROUNDS):
         for name, dsn in dsns.items():
@@ -141,13 +149,14 @@ async def compare(dsns: dict[str, str], payload_size: int, result_size: int, job
 
 
 async def main(sizes: list[tuple[int, int]], jobs: int) -> None:
+    """Make a database per variant, compare them, print as it goes."""
     out = Console(highlight=False, width=140)
     async with running_server() as postgres:
         dsns = {}
         for number, (name, change) in enumerate(VARIANTS.items()):
             dsns[name] = await make_project(postgres, f"variant_{number}")
             connection = await asyncpg.connect(dsns[name])
-            await connection.execute(change or "select")
+            await connection.execute(change)
             await connection.close()
         for payload_size, result_size in sizes:
             out.print(await compare(dsns, payload_size, result_size, jobs))
@@ -156,6 +165,8 @@ async def main(sizes: list[tuple[int, int]], jobs: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="per variant and round")
-    parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split("/"))), nargs="*", help="payload/result")
+    parser.add_argument(
+        "--sizes", type=lambda text: tuple(map(int, text.split("/"))), nargs="*", help="payload/result"
+    )
     given = parser.parse_args()
     asyncio.run(main(given.sizes or SIZES, given.jobs))

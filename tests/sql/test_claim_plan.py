@@ -1,9 +1,8 @@
-"""What a claim reads: as much as it takes, whatever else is in the table and whatever the planner believes."""
+"""What a claim reads: little more than it takes, whatever is in the table and the planner believes."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from tests.sql.harness import NOON, Project, Worker, fixture
 LIMIT = 20
 MANY = 20_000
 PRIORITIES = 20
-# a job is picked, found again to be updated, and read and sorted for the answer; what a node does counts twice if
-# one under it reads the index
+# a job is picked, found again to be updated, and read and sorted for the answer; a node whose rows come from
+# another one's reading of an index counts them again
 READS_PER_JOB = 10
 # the due ones of a priority begin at one place of the index; looking ahead needs another look or two
 READS_PER_PRIORITY = 5
