@@ -1,9 +1,9 @@
 """Measure what keeping finished jobs costs, and what taking them away does.
 
 Run it with ``python bench/retention.py --rows 1000000 10000000``. For each size: bytes on disk per job, what
-claim and finish cost beside so many, how long the operators' views, pruning and a vacuum take. Before that, jobs
-that went through all functions show what indexes weigh that were not made in one go, and claims from a backlog
-show how they slow down between two vacuums.
+claim and finish cost beside so many, how long the views of operators, pruning and a vacuum take. Before that,
+jobs that went through all functions show what indexes weigh that were not made in one go, and claims from a
+backlog show how they slow down between two vacuums.
 """
 
 from __future__ import annotations
