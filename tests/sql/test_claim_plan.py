@@ -107,6 +107,7 @@ async def claim_and_look(project: Project, worker: Worker, plan: str) -> tuple[l
     await project.sql("select set_config('plan_cache_mode', $1, true)", plan)
     async with explained(project) as plans:
         jobs = await worker.claim(LIMIT)
+        await worker.heartbeat()  # which looks for the next due job, too
     await transaction.rollback()
     return jobs, [
         node
