@@ -33,8 +33,8 @@ create table public.job_payloads (
 );
 do $$
 begin
-  execute replace(pg_get_functiondef('processor.claimed'::regproc), '''payload'', j.payload',
-    '''payload'', (select p.payload from public.job_payloads p where p.job_id = j.id)');
+  execute replace(pg_get_functiondef('processor.claimed'::regproc), ' j.payload,',
+    ' (select p.payload from public.job_payloads p where p.job_id = j.id) as payload,');
 end
 $$;
 alter table public.job_payloads set (toast_tuple_target = 512);
@@ -45,7 +45,8 @@ VARIANTS = {
     "toast_tuple_target 256": "alter table public.jobs set (toast_tuple_target = 256)",
     "toast_tuple_target 512": "alter table public.jobs set (toast_tuple_target = 512)",
     "external": """
-        alter table public.jobs alter payload set storage external, alter result set storage external
+        alter table public.jobs alter payload set storage external, alter result set storage external;
+        alter table public.jobs reset (toast_tuple_target)
     """,
     "external, target 512": """
         alter table public.jobs alter payload set storage external, alter result set storage external;
@@ -109,6 +110,7 @@ async def run(dsn: str, payload_size: int, result_size: int, jobs: int) -> dict[
             claimed = await client.claim(BATCH)
             if not claimed:
                 break
+            # the variant has brought the payload
             assert len(json.dumps(claimed[0]["payload"])) >= payload_size - 40
             found["claim"] += await wal(admin) - start
             start = await wal(admin)
