@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,6 +64,8 @@ PENDING = """
 @asynccontextmanager
 async def running_server() -> AsyncIterator[Postgres]:
     """Run a PostgreSQL of our own with ``SETTINGS``; TMPDIR says on which disk."""
+    if (task := asyncio.current_task()) is not None:  # who ends us does not want to keep gigabytes
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="processor-bench-") as directory:
         postgres = Postgres(Path(directory))
         try:

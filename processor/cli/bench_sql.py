@@ -62,6 +62,8 @@ def sql(
     except (PostgresError, asyncpg.PostgresError) as error:
         err.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
+    except asyncio.CancelledError as error:
+        raise typer.Exit(143) from error  # SIGTERM, as a shell would say it
     if as_json:
         typer.echo(json.dumps(report))
     else:
