@@ -63,9 +63,7 @@ create table if not exists public.jobs (
   ),
   constraint jobs_on_child_failure_is_known check (on_child_failure in ('continue', 'fail')),
   constraint jobs_credits_are_not_negative check (credits_held >= 0 and credits_captured >= 0 and credits_refunded >= 0)
-)
--- progress is written up to twice a second: room on the page keeps those updates off the indexes (HOT)
-with (fillfactor = 80);
+);
 
 -- what is claimed, in the order of claiming
 create index if not exists jobs_claim_idx on public.jobs (queue, priority desc, run_at, id) where status = 'pending';
@@ -150,8 +148,7 @@ create table if not exists public.job_items (
   primary key (job_id, key),
   constraint job_items_status_is_known check (status in ('pending', 'completed', 'failed', 'cancelled')),
   constraint job_items_progress_is_a_share check (progress between 0 and 1)
-)
-with (fillfactor = 80);
+);
 comment on table public.job_items is
   'The units inside a job: each is a checkpoint, so a retry or a rescue runs only those that are not completed.';
 comment on column public.job_items.job_id is 'The job it is part of.';

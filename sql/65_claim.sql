@@ -137,20 +137,23 @@ as $$
 #variable_conflict use_column
 declare
   level int := 1001;
+  first_at timestamptz;
+  first_id uuid;
   ids uuid[] := '{}';
   picked uuid[];
 begin
-  -- priority by priority: jobs of a high one whose time has not come are not read, however many
+  -- priority by priority: jobs of a high one whose time has not come are not read, however many. The first that waits says
+  -- where to begin: until a vacuum, its place in the index lies behind all that were claimed before it
   loop
-    select j.priority into level from public.jobs j
+    select j.priority, j.run_at, j.id into level, first_at, first_id from public.jobs j
     where j.queue = pick_in_order.queue and j.status = 'pending' and j.priority < level
-    order by j.priority desc limit 1;
+    order by j.priority desc, j.run_at, j.id limit 1;
     exit when not found;
     -- LOCK: jobs, waiting for none
     select array_agg(p.id) into picked from (
       select j.id from public.jobs j
       where j.queue = pick_in_order.queue and j.status = 'pending' and j.priority = level
-        and j.run_at <= pick_in_order.moment and j.kind = any (pick_in_order.kinds)
+        and (j.run_at, j.id) >= (first_at, first_id) and j.run_at <= pick_in_order.moment and j.kind = any (pick_in_order.kinds)
       order by j.run_at, j.id
       limit pick_in_order.how_many - cardinality(ids)
       for no key update skip locked
@@ -394,17 +397,20 @@ as $$
 #variable_conflict use_column
 declare
   level int := 1001;
+  first_at timestamptz;
+  first_id uuid;
   soonest timestamptz;
   due timestamptz;
 begin
   loop
-    select j.priority into level from public.jobs j
+    select j.priority, j.run_at, j.id into level, first_at, first_id from public.jobs j
     where j.queue = first_due_at.queue and j.status = 'pending' and j.priority < level
-    order by j.priority desc limit 1;
+    order by j.priority desc, j.run_at, j.id limit 1;
     exit when not found;
     select j.run_at into due from public.jobs j
-    where j.queue = first_due_at.queue and j.status = 'pending' and j.priority = level and j.run_at > first_due_at.after
-      and j.run_at < processor.never() and j.kind = any (first_due_at.kinds)
+    where j.queue = first_due_at.queue and j.status = 'pending' and j.priority = level
+      and (j.run_at, j.id) >= (first_at, first_id) and j.run_at > first_due_at.after and j.run_at < processor.never()
+      and j.kind = any (first_due_at.kinds)
     order by j.run_at limit 1;
     soonest := least(soonest, due);
     exit when soonest <= processor.now();

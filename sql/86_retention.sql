@@ -4,6 +4,8 @@ create or replace function processor.prune_jobs(batch int default 1000)
 returns int
 language plpgsql
 set search_path = ''
+set jit = off -- a batch is too short for compiling to pay
+set enable_sort = off -- without statistics the planner would sort all that has ended instead of reading jobs_finished_idx
 as $$
 #variable_conflict use_column
 declare

@@ -1,4 +1,4 @@
-"""``processor bench``: measure this machine, with real processes, in local mode."""
+"""``processor bench``: measure this machine. Here: ``latency``, with real processes in local mode."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from processor import JobContext, Processor
+from processor.cli.bench_sql import sql
 
-app = typer.Typer(help="Measure this machine: real processes in local mode.", no_args_is_help=True)
+app = typer.Typer(help="Measure this machine, with servers and processes of its own.", no_args_is_help=True)
+app.command()(sql)
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)
 
