@@ -56,6 +56,8 @@ async def apply(database_url: str) -> None:
     async with _connection(database_url) as connection, connection.transaction():
         # "relation exists, skipping" is what applying twice means: not worth a notice
         await connection.execute("set local client_min_messages = warning")
+        # what lies in schema public must not be taken for PostgreSQL's own when names are bound
+        await connection.execute("set local search_path = pg_catalog, pg_temp")
         for name, text in sql_files():
             try:
                 await connection.execute(text)

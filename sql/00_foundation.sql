@@ -149,7 +149,12 @@ stable
 set search_path = ''
 as $$
   -- the setting, not current_user: inside a security definer function the latter is the definer
-  select current_setting('role') not in ('none', 'postgres', 'supabase_admin', 'service_role', 'job_processor')
+  select coalesce(nullif(current_setting('role'), 'none'), session_user)
+    not in ('postgres', 'supabase_admin', 'service_role', 'job_processor')
+  -- nobody set a role: a trigger of Auth's, which is trusted, or a person who logs in with the rights of users
+  and (current_setting('role') <> 'none'
+    or (pg_has_role(session_user, 'authenticated', 'usage') and not pg_has_role(session_user, 'service_role', 'usage')))
 $$;
 comment on function processor.is_client() is
-  'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones.';
+  'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones, and whoever inherits the '
+  'rights of authenticated but not those of service_role.';
