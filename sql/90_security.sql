@@ -35,6 +35,11 @@ begin
       )))
     )
     union all
+    select 'type', t.oid::regtype::text, t.typowner
+    from pg_catalog.pg_type t
+    where t.typnamespace = 'processor'::regnamespace and t.typtype in ('c', 'd', 'e')
+      and (t.typrelid = 0 or (select c.relkind from pg_catalog.pg_class c where c.oid = t.typrelid) = 'c')
+    union all
     select 'function', p.oid::regprocedure::text, p.proowner
     from pg_catalog.pg_proc p
     where p.pronamespace = 'processor'::regnamespace
@@ -48,9 +53,16 @@ begin
     end if;
     execute format('revoke all on %s %s from %s', o.kind, o.name, api);
   end loop;
-  for o in select t as name from unnest(tables) t loop
-    execute format('alter table public.%I enable row level security', o.name);
-    execute format('grant select on table public.%I to service_role', o.name);
+  for o in
+    select c.oid::regclass as name, c.relnamespace = 'public'::regnamespace as exposed
+    from pg_catalog.pg_class c
+    where c.relkind in ('r', 'p')
+      and (c.relnamespace = 'processor'::regnamespace or (c.relnamespace = 'public'::regnamespace and c.relname = any (tables)))
+  loop
+    execute format('alter table %s enable row level security', o.name);
+    if o.exposed then
+      execute format('grant select on table %s to service_role', o.name);
+    end if;
   end loop;
 end
 $$;

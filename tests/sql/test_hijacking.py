@@ -66,7 +66,8 @@ async def whole_job(connection: asyncpg.Connection, *, role: str | None = None) 
     async def call(function: str, *arguments: object) -> Any:
         # literals, which take the type of the parameter: a name of a type in the query would be a stranger's
         literals = [a if isinstance(a, str) else json.dumps(a) for a in arguments]
-        return await connection.fetchval(f"select {function.format(*(f'$x${x}$x$' for x in literals))}")
+        told = await connection.fetchval(f"select {function.format(*(f'$x${x}$x$' for x in literals))}")
+        return json.loads(told) if isinstance(told, str) else told  # json, which has no codec
 
     if role is not None:
         await connection.execute(f"set role {role}")

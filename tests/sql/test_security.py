@@ -260,10 +260,11 @@ async def test_no_api_role_touches_a_sequence(project, role):
 
 async def test_row_level_security_is_on_for_every_table(project):
     rows = await project.rows("""
-        select relname, relrowsecurity from pg_class
+        select relname, relrowsecurity, relnamespace = 'public'::regnamespace as exposed from pg_class
         where relnamespace in ('public'::regnamespace, 'processor'::regnamespace) and relkind in ('r', 'p')
     """)
-    assert {row["relname"]: row["relrowsecurity"] for row in rows} == dict.fromkeys(TABLES, True)
+    assert {row["relname"] for row in rows if row["exposed"]} == set(TABLES)
+    assert [row["relname"] for row in rows if not row["relrowsecurity"]] == []
 
 
 async def test_every_view_reads_with_the_rights_of_its_reader(project):
@@ -296,7 +297,9 @@ async def test_a_definer_function_for_users_asks_who_is_calling(project):
     """)
     assert {row["proname"] for row in rows} == CLIENT_FUNCTIONS
     for row in rows:
-        assert re.search(r"processor\.is_client\(\)|processor\.lock_own_job\(", row["prosrc"]), row["proname"]
+        assert re.search(r"processor\.(is_client\(\)|add_jobs\()", row["prosrc"]), row["proname"]
+    [drafts] = await project.rows("select prosrc from pg_proc where proname = 'draft_jobs'")
+    assert "processor.is_client()" in drafts["prosrc"], "add_jobs leaves it to draft_jobs"
 
 
 async def test_the_worker_role_is_a_plain_one(project):
@@ -339,6 +342,39 @@ async def test_odd_input_of_a_user_meets_our_own_error_and_no_constraint(busy, o
             await busy.create(**odd, by=ALICE)
     assert caught.value.sqlstate.startswith("JQ"), f"{caught.value.sqlstate}: {caught.value}"
     assert len(f"{caught.value}{caught.value.detail}{caught.value.hint}") < 1000
+
+
+BULK = {"kind": "translate", "items": ["de"]}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"retry_of": str(BOB)},
+        {"id": str(BOB)},
+        {"status": "completed"},
+        {"credits_held": 0},
+        {"owner_id": str(BOB)},
+        {"parent_id": str(BOB)},
+        {"queue": "nowhere"},
+        {"payload": None},
+        {"children": [BULK | {"owner_id": str(BOB)}]},
+        {"children": [{"kind": "internal"}]},
+        {"children": [BULK | {"retry_of": str(BOB)}]},
+    ],
+    ids=str,
+)
+async def test_a_user_writes_nothing_with_create_jobs_but_own_jobs(busy, odd):
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        async with busy.connection.transaction():
+            await busy.call("create_jobs", by=ALICE, jobs=[BULK, BULK | odd])
+    assert caught.value.sqlstate.startswith("JQ"), f"{caught.value.sqlstate}: {caught.value}"
+
+
+async def test_a_user_gives_no_children_to_a_job_of_another(busy):
+    theirs = await busy.create("translate", owner_id=BOB, items=["de"])
+    async with busy.refused("JQ008", "job not found"):
+        await busy.create("translate", by=ALICE, items=["de"], parent_id=theirs["id"])
 
 
 @pytest.mark.parametrize("function", ["cancel_job", "retry_job"])
