@@ -96,9 +96,13 @@ class Client:
         """Call a function with named arguments; return what it returns, as JSON."""
         names = ", ".join(f'"{name}" => ${n}' for n, name in enumerate(arguments, 1))
         schema = "" if "." in function else "public."
-        return await self.call(
+        told = await self.call(
             f"select to_jsonb({schema}{function}({names}))", *arguments.values(), name=function
         )
+        if isinstance(told, dict) and told.get("id", told) is None:
+            self.journal.violation(f"{function} answered with an empty row: {arguments}")
+            raise RefusedError("empty")
+        return told
 
     async def surely(self, function: str, **arguments: Any) -> Any:
         """Call a function again until there is an answer, as a client does that must know."""
