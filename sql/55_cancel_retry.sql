@@ -22,6 +22,9 @@ begin
   -- LOCK: account, job with its ancestors
   perform processor.lock_jobs(array[cancel_job.job_id]);
   select * into job from public.jobs j where j.id = cancel_job.job_id;
+  if not found then -- pruned while it was waited for
+    perform processor.fail('JQ008', format('job not found: %s', cancel_job.job_id));
+  end if;
   if job.status = 'pending' then
     perform processor.conclude(array[processor.ending(job.id, 'cancelled', 'CANCELLED', 'cancelled before it started')]);
   elsif job.status = 'processing' then
