@@ -67,6 +67,40 @@ $$;
 comment on function processor.check_pending(processor.draft[]) is
   'Raise JQ014 if with these jobs an owner has more pending than the queue''s max_pending_per_owner.';
 
+create or replace function processor.take_turns(wanted jsonb, owner_id uuid default null)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  -- LOCK: before all others, ascending. A turn that is held already, such as a parent's for its children, is not waited for.
+  perform pg_advisory_xact_lock(o.turn) from (
+    with recursive tree (job, owner_id) as (
+      select e.value, coalesce(take_turns.owner_id, (e.value ->> 'owner_id')::uuid) from jsonb_array_elements(take_turns.wanted) e
+      union all
+      select c.value, t.owner_id
+      from tree t
+      cross join lateral jsonb_array_elements(case jsonb_typeof(t.job -> 'children') when 'array' then t.job -> 'children' else '[]' end) c
+    )
+    select distinct turn.turn
+    from tree t
+    left join public.job_kinds k on k.kind = t.job ->> 'kind'
+    left join public.job_queues q on q.name = coalesce(t.job ->> 'queue', k.queue) and q.max_pending_per_owner is not null
+    cross join lateral (values
+      (case when t.job ->> 'unique_key' is not null
+        then hashtextextended(format('unique %s %s %s', t.owner_id, t.job ->> 'kind', t.job ->> 'unique_key'), 0) end),
+      (case when q.name is not null then hashtextextended(format('pending %s %s', q.name, t.owner_id), 0) end)
+    ) turn (turn)
+    where turn.turn is not null
+    order by 1
+  ) o;
+end
+$$;
+comment on function processor.take_turns(jsonb, uuid) is
+  'Wait until no other creator has the unique_keys of these jobs and their children in hand, or their owner''s share of a queue. '
+  'Whoever creates after locking something else calls it first.';
+
 create or replace function processor.add_jobs(wanted jsonb, internal boolean default false)
 returns table (n int, job_id uuid, created boolean)
 language plpgsql
@@ -76,7 +110,7 @@ as $$
 declare
   drafts processor.draft[];
   d processor.draft;
-  turns bigint[];
+  turns boolean;
   payers uuid[];
   parents uuid[];
   replaced uuid[];
@@ -89,16 +123,21 @@ begin
   drafts := processor.draft_jobs(add_jobs.wanted);
   select array_agg(distinct x.owner_id) filter (where x.unit_price > 0),
     array_agg(distinct x.parent_id) filter (where x.parent_id is not null),
-    array_agg(hashtextextended(format('unique %s %s %s', x.owner_id, x.kind, x.unique_key), 0)) filter (where x.unique_key is not null)
-      || array_agg(distinct hashtextextended(format('pending %s %s', x.queue, x.owner_id), 0)) filter (where q.name is not null),
+    bool_or(x.unique_key is not null or q.name is not null),
     bool_or(x.items is not null), bool_or(x.children is not null)
   into payers, parents, turns, any_items, any_children
   from unnest(drafts) x
   left join public.job_queues q on q.name = x.queue and q.max_pending_per_owner is not null;
 
   -- LOCK: before all others: creators who would race for a unique_key, or for an owner's share of a queue, take turns
-  if turns is not null then
-    perform pg_advisory_xact_lock(t) from (select t from unnest(turns) t order by t) o;
+  if turns or any_children then
+    perform processor.take_turns((
+      select jsonb_agg(jsonb_build_object('owner_id', x.owner_id, 'kind', x.kind, 'queue', x.queue, 'unique_key', x.unique_key,
+        'children', x.children))
+      from unnest(drafts) x
+    ));
+  end if;
+  if turns then
     select array_agg(j.id) into replaced
     from unnest(drafts) x
     join public.jobs j on j.unique_key = x.unique_key and j.kind = x.kind and j.owner_id is not distinct from x.owner_id
@@ -165,7 +204,7 @@ begin
     from (select x.parent_id, count(*)::int as count from unnest(drafts) x where x.parent_id is not null group by 1) c
     where p.id = c.parent_id;
   end if;
-  if turns is not null then
+  if turns then
     perform processor.check_pending(drafts);
   end if;
   if any_children then -- after their parents: their ids are greater, as the lock order wants

@@ -17,7 +17,8 @@ begin
   perform processor.fail('JQ006', format('job %s must be an object, this is a JSON %s', e.ordinality, jsonb_typeof(e.value)))
   from jsonb_array_elements(spawn_jobs.jobs) with ordinality e where jsonb_typeof(e.value) <> 'object' limit 1;
   perform processor.check_choice('on_child_failure', spawn_jobs.on_child_failure, array['continue', 'fail']);
-  -- LOCK: account, job with its ancestors
+  -- LOCK: turns, before all others; then account, job with its ancestors
+  perform processor.take_turns(spawn_jobs.jobs, (select j.owner_id from public.jobs j where j.id = parent_id));
   perform processor.lock_jobs(array[parent_id]);
   select h.held into held from processor.lock_held_jobs(spawn_jobs.worker_id, jsonb_build_array(spawn_jobs.parent)) h;
   if not held then

@@ -106,7 +106,16 @@ begin
     order by j.finished_at, j.id
     limit retry_failed.max_jobs
   ) b;
-  -- LOCK: the accounts of all, by owner; then one new job after the other, by the id of the old one
+  -- LOCK: the turns of all and of their children; the accounts of all, by owner; then one new job after the other
+  perform processor.take_turns((
+    with recursive family (id) as (
+      select unnest(ids)
+      union
+      select c.id from family f join public.jobs c on c.parent_id = f.id
+    )
+    select jsonb_agg(jsonb_build_object('owner_id', j.owner_id, 'kind', j.kind, 'queue', j.queue, 'unique_key', j.unique_key))
+    from family f join public.jobs j on j.id = f.id
+  ));
   perform 1 from public.credit_accounts a
   where a.owner_id in (select j.owner_id from public.jobs j where j.id = any (ids))
   order by a.owner_id for no key update;
