@@ -30,10 +30,11 @@ class Sweeper(Worker):
     async def drain(self) -> None:
         """Work until nothing is pending or processing."""
         deadline = time.monotonic() + DRAIN_SECONDS
-        for queue in ("default", "limited", "prunable"):
-            await self.world_connection(f"select (processor.resume_queue('{queue}')).paused")
+        await self.ask(
+            "update public.job_queues set paused = false, max_processing = null, rate_limit = null"
+        )
         open_jobs = "select count(*) from public.jobs where status in ('pending', 'processing')"
-        while left := await self.world_connection(open_jobs):
+        while left := await self.ask(open_jobs):
             if time.monotonic() > deadline:
                 self.journal.violation(f"not drained after {DRAIN_SECONDS:.0f} s: {left} jobs are open")
                 return
@@ -55,7 +56,7 @@ class Sweeper(Worker):
         if not reports:
             await asyncio.sleep(0.05)
 
-    async def world_connection(self, query: str) -> Any:
+    async def ask(self, query: str) -> Any:
         """Ask as the operator."""
         connection = await asyncpg.connect(self.world.dsn())
         try:

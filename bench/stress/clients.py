@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from bench.stress.world import World
 
 # what a client may be told when others are at work: see processor.fail()
-EXPECTED = {"JQ008", "JQ009", "JQ011", "JQ012", "PT402"}
+EXPECTED = {"JQ008", "JQ009", "JQ011", "JQ012", "JQ014", "PT402"}
 # the internal one is what asyncpg says when a connection ends between two of its messages
 GONE = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 STUCK_SECONDS = 10.0
 OWNERS = [f"a11ce000-0000-4000-8000-00000000000{n}" for n in range(4)]
 KINDS = ("translate", "translate", "report", "free", "prunable")
 LANGUAGES = ("de", "fr", "es", "it", "pt", "nl")
+
+
+def any_job(chance: random.Random) -> dict[str, Any]:
+    """Return a job of some kind, with items if it is paid by them."""
+    job = {"kind": chance.choice(KINDS), "payload": {"n": chance.randint(1, 9)}}
+    return job | (
+        {"items": chance.sample(LANGUAGES, chance.randint(1, 6))} if job["kind"] == "translate" else {}
+    )
 
 
 class LostError(Exception):
@@ -160,17 +168,28 @@ class User(Client):
         await asyncio.sleep(self.random.random() * 0.01)
 
     async def create(self, **arguments: Any) -> None:
-        """Create a job, again and again until it is there."""
-        kind = self.random.choice(KINDS)
-        items = self.random.sample(LANGUAGES, self.random.randint(1, 6)) if kind == "translate" else None
-        if self.random.random() < 0.1:
-            arguments["unique_key"] = f"u{self.random.randint(1, 5)}"
-        job = await self.surely(
-            "create_job", kind=kind, payload={"n": self.random.randint(1, 9)}, items=items,
-            priority=self.random.randint(0, 3), idempotency_key=str(uuid4()), **arguments,
-        )  # fmt: skip
+        """Create a job, with children at times, or many at once; again and again until they are there."""
+        chance = self.random.random()
+        if chance < 0.1:
+            wanted = [self.wanted() | arguments for _ in range(self.random.randint(2, 12))]
+            told = await self.surely("create_jobs", jobs=wanted)
+            self.journal.created |= {job["id"] for job in told}
+            self.jobs += [job["id"] for job in told]
+            return
+        if chance < 0.25:
+            children = [any_job(self.random) for _ in range(self.random.randint(1, 4))]
+            arguments |= {"children": children, "on_child_failure": self.random.choice(["continue", "fail"])}
+        job = await self.surely("create_job", **self.wanted(), **arguments)
         self.journal.job_seen(job)
         self.jobs.append(job["id"])
+
+    def wanted(self) -> dict[str, Any]:
+        """Return a job to create; some share a key of which only one may be on its way."""
+        job = any_job(self.random) | {"idempotency_key": str(uuid4()), "priority": self.random.randint(0, 3)}
+        if self.random.random() < 0.1:
+            job["unique_key"] = f"u{self.random.randint(1, 5)}"
+            job["on_conflict"] = self.random.choice(["error", "replace", "return"])
+        return job
 
 
 class Server(User):

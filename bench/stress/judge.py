@@ -21,6 +21,7 @@ GRANTED = """
     select idempotency_key, owner_id::text, amount from public.credit_entries
     where kind = 'grant' and idempotency_key is not null
 """
+UNCOUNTED = "select id::text, children_open from public.jobs where children_open <> 0"
 FAULTS = "select problem, owner_id, job_id, expected, found from processor.check_credits() limit 20"
 
 
@@ -77,5 +78,6 @@ async def judge(connection: asyncpg.Connection, journal: Journal) -> list[str]:
             if granted.get(key) != told
         ),
     )
+    report("parents count children that have ended as open", map(tuple, await connection.fetch(UNCOUNTED)))
     report("check_credits()", (dict(row) for row in await connection.fetch(FAULTS)))
     return wrong

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import Any
 from uuid import uuid4
 
-from bench.stress.clients import Client, LostError, RefusedError
+from bench.stress.clients import Client, LostError, RefusedError, any_job
 from bench.stress.journal import ENDED, Journal
 from bench.stress.world import World
 from processor.rpc import SCHEMA_VERSION
@@ -46,8 +47,10 @@ class Worker(Client):
                 await self.claim()
             elif chance < 0.40:
                 await self.report()
-            elif chance < 0.60:
+            elif chance < 0.55:
                 await self.finish_items()
+            elif chance < 0.60:
+                await self.spawn()
             elif chance < 0.85:
                 await self.finish_jobs(twice=self.random.random() < 0.2)
             elif chance < 0.90:
@@ -128,6 +131,27 @@ class Worker(Client):
             if applied > 1:
                 self.journal.violation(f"one report was applied twice: {report}")
             self.held.pop(report["id"], None)
+
+    async def spawn(self) -> None:
+        """Give a job children, the same in every attempt, and have it wait for them."""
+        parents = [job for job in self.held.values() if job["kind"] == "report"]
+        if not parents:
+            return
+        parent = self.random.choice(parents)
+        same = random.Random(parent["id"])
+        children = [any_job(same) | {"kind": "free", "items": None} for _ in range(same.randint(1, 4))]
+        answer = await self.surely(
+            "spawn_jobs", worker_id=self.id, parent=fence(parent), jobs=children,
+            on_child_failure=same.choice(["continue", "fail"]),
+        )  # fmt: skip
+        if answer["stale"]:
+            return
+        self.journal.created |= {job["id"] for job in answer["jobs"]}
+        self.journal.given_up(parent["id"])
+        report = fence(parent) | {"outcome": "wait", "items": []}
+        [told] = await self.surely("finish_jobs", worker_id=self.id, results=[report])
+        self.told(report, told)
+        self.held.pop(parent["id"], None)
 
     async def release(self) -> None:
         """Give some jobs back."""

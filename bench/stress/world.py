@@ -24,10 +24,15 @@ FORBIDDEN = ("deadlock detected", "rescue_jobs failed", "violates", "PANIC", "TR
 
 # `pruned` remembers, in the transaction that deletes a job, what it was
 SET_UP = """
-    insert into public.job_queues (name, retry_delays, max_processing, retain_for, retain_last) values
-      ('default', array[interval '50 milliseconds'], null, '7 days', 100),
-      ('limited', array[interval '50 milliseconds'], 10, '7 days', 100),
-      ('prunable', array[interval '50 milliseconds'], null, '0', 20);
+    insert into public.job_queues (name, retry_delays) values
+      ('default', array[interval '50 milliseconds']),
+      ('limited', array[interval '50 milliseconds']),
+      ('prunable', array[interval '50 milliseconds']);
+    update public.job_queues set max_processing_per_owner = 20 where name = 'default';
+    update public.job_queues set max_processing = 10, rate_limit = 100, rate_period = '1 second'
+      where name = 'limited';
+    update public.job_queues set retain_for = '0', retain_last = 20, max_pending_per_owner = 200
+      where name = 'prunable';
     create schema stress;
     create table stress.pruned (id uuid primary key, status text not null);
     create function stress.note() returns trigger language plpgsql security definer set search_path = '' as $$
