@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from bench.stress.clients import OWNERS, Client
@@ -17,8 +18,12 @@ class Operator(Client):
         queue = self.random.choice(QUEUES)
         other = self.random.choice([q for q in QUEUES if q != queue])
         chance = self.random.random()
-        if chance < 0.40:
+        if chance < 0.30:
             await self.grant()
+        elif chance < 0.36:
+            await self.refund()
+        elif chance < 0.40:
+            await self.call("select processor.expire_credits($1)", 100)
         elif chance < 0.50:
             await self.undo_a_grant()
         elif chance < 0.60:
@@ -48,10 +53,21 @@ class Operator(Client):
     async def grant(self) -> None:
         """Give an owner credits, once, however often it takes to be told so."""
         owner, amount, key = self.random.choice(OWNERS), self.random.randint(1, 2000), str(uuid4())
+        expires_at = datetime.now(UTC) + timedelta(seconds=2) if self.random.random() < 0.4 else None
         await self.surely(
-            "processor.grant_credits", owner_id=owner, amount=amount, reason="stress", idempotency_key=key
-        )
+            "processor.grant_credits", owner_id=owner, amount=amount, reason="stress", idempotency_key=key,
+            priority=self.random.randint(0, 2), expires_at=expires_at,
+        )  # fmt: skip
         self.journal.grants[key] = (owner, amount)
+
+    async def refund(self) -> None:
+        """Give a credit back for a job that has ended, once however often it is asked."""
+        if self.journal.ended:
+            job = self.random.choice(list(self.journal.ended)[-200:])
+            order = {"job_id": job, "amount": 1, "reason": "stress", "idempotency_key": f"refund {job}"}
+            told = [await self.surely("processor.refund_credits", **order) for _ in range(2)]
+            if told[0]["id"] != told[1]["id"]:
+                self.journal.violation(f"job {job} was refunded twice under one key")
 
     async def undo_a_grant(self) -> None:
         """Take back what is available of one of the last grants."""

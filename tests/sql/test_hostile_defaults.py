@@ -144,7 +144,7 @@ async def test_rights_given_by_hand_to_an_api_role_are_taken_back(bare, friendly
             grant insert on public.jobs to authenticated;
             grant update (status) on public.jobs to anon;
             grant usage on schema processor to anon;
-            grant execute on function processor.grant_credits(uuid, bigint, text, text) to public;
+            grant execute on function processor.prune_jobs(int) to public;
             grant select on processor.queue_health to authenticated;
             grant usage on sequence public.job_logs_id_seq to authenticated;
         """)
