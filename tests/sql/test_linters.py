@@ -166,7 +166,8 @@ async def test_no_statement_is_put_together_from_its_input(server, linted):
             join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
             cross join lateral extensions.plpgsql_check_function_tb(p.oid,
               relid => coalesce((select t.tgrelid from pg_trigger t where t.tgfoid = p.oid limit 1), 0),
-              other_warnings => false, extra_warnings => false, performance_warnings => false, security_warnings => true) c
+              other_warnings => false, extra_warnings => false,
+              performance_warnings => false, security_warnings => true) c
             where p.pronamespace in ('public'::regnamespace, 'processor'::regnamespace)
         """)
         assert [dict(row) for row in rows] == []
