@@ -32,6 +32,10 @@
 --   call's time. As a plan may have been made when the tables were empty, enable_seqscan = off keeps it on the indexes.
 --   Both hold for everything that is called from there.
 --
+-- NAMES
+--   Every function has search_path = '', pg_temp: nothing is found but what is named with its schema, and PostgreSQL's own.
+--   pg_temp must be said, at the end: unnamed, the caller's temporary schema comes first where types are looked for.
+--
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits, 42 holds · 45 how a job ends
 --   50, 52 create · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items
@@ -74,7 +78,7 @@ create or replace function processor.schema_version()
 returns int
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select 2
 $$;
@@ -85,7 +89,7 @@ create or replace function processor.now()
 returns timestamptz
 language sql
 volatile
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- clock_timestamp(), not now(): after waiting for a lock the start of the transaction is the past
   select case
@@ -100,7 +104,7 @@ create or replace function processor.uuid7()
 returns uuid
 language sql
 volatile
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- 48 bits of milliseconds, the version, 12 bits of a millisecond's fraction, 62 random bits: what is made later sorts
   -- later, so jobs made in one call run in the order given, and a child's id is greater than its parent's
@@ -116,7 +120,7 @@ create or replace function processor.never()
 returns timestamptz
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select timestamptz '9999-12-31 00:00:00+00' -- not infinity: every client can read it
 $$;
@@ -125,7 +129,7 @@ comment on function processor.never() is 'The run_at of a job that waits for its
 create or replace function processor.fail(code text, message text, detail text default '', hint text default '')
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   raise exception using errcode = fail.code, message = fail.message, detail = fail.detail, hint = fail.hint;
@@ -141,7 +145,7 @@ create or replace function processor.is_server_trouble(code text)
 returns boolean
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- rolled back, out of resources, in use, operator's intervention, system error, internal error
   select left(code, 2) in ('40', '53', '55', '57', '58', 'XX')
@@ -153,10 +157,15 @@ create or replace function processor.is_client()
 returns boolean
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- the setting, not current_user: inside a security definer function the latter is the definer
-  select current_setting('role') not in ('none', 'postgres', 'supabase_admin', 'service_role', 'job_processor')
+  select coalesce(nullif(current_setting('role'), 'none'), session_user)
+    not in ('postgres', 'supabase_admin', 'service_role', 'job_processor')
+  -- nobody set a role: a trigger of Auth's, which is trusted, or a person who logs in with the rights of users
+  and (current_setting('role') <> 'none'
+    or (pg_has_role(session_user, 'authenticated', 'usage') and not pg_has_role(session_user, 'service_role', 'usage')))
 $$;
 comment on function processor.is_client() is
-  'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones.';
+  'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones, and whoever inherits the '
+  'rights of authenticated but not those of service_role.';

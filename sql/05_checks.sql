@@ -3,7 +3,7 @@
 create or replace function processor.check_size(what text, value jsonb, max_bytes int)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if octet_length(check_size.value::text) > check_size.max_bytes then
@@ -18,7 +18,7 @@ comment on function processor.check_size(text, jsonb, int) is 'Raise JQ004 if th
 create or replace function processor.check_depth(what text, value jsonb)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   -- PostgreSQL reads deeper than the workers' and the browsers' JSON parsers do: one such payload would stop them all
@@ -32,7 +32,7 @@ comment on function processor.check_depth(text, jsonb) is 'Raise JQ003 if a JSON
 create or replace function processor.check_range(what text, value numeric, low numeric, high numeric)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if check_range.value not between check_range.low and check_range.high then
@@ -46,7 +46,7 @@ comment on function processor.check_range(text, numeric, numeric, numeric) is 'R
 create or replace function processor.check_text(what text, value text, max_length int)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if length(check_text.value) not between 1 and check_text.max_length then
@@ -60,7 +60,7 @@ comment on function processor.check_text(text, text, int) is 'Raise JQ006 if a t
 create or replace function processor.check_name(what text, name text, pattern text)
 returns text
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if check_name.name is null or check_name.name !~ check_name.pattern then
@@ -75,7 +75,7 @@ comment on function processor.check_name(text, text, text) is 'The name, or JQ00
 create or replace function processor.check_feed(feed text)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if check_feed.feed not in ('realtime', 'polling') then
@@ -88,7 +88,7 @@ comment on function processor.check_feed(text) is 'Raise JQ006 if a worker''s fe
 create or replace function processor.check_choice(what text, value text, choices text[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if check_choice.value <> all (check_choice.choices) then
@@ -102,7 +102,7 @@ comment on function processor.check_choice(text, text, text[]) is 'Raise JQ006 i
 create or replace function processor.check_tags(tags text[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   perform processor.check_range('the number of tags', cardinality(check_tags.tags), 0, 20);
@@ -118,7 +118,7 @@ comment on function processor.check_tags(text[]) is 'Raise JQ006 if tags are not
 create or replace function processor.check_elements(jobs jsonb, internal boolean, what text default 'job')
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   known constant text[] := array['kind', 'payload', 'items', 'queue', 'priority', 'run_at', 'delay_seconds', 'idempotency_key',

@@ -9,7 +9,7 @@
 create or replace function processor.lock_holds(job_ids uuid[])
 returns uuid[]
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -28,7 +28,7 @@ comment on function processor.lock_holds(uuid[]) is
 create or replace function processor.expire_lots(owner_ids uuid[], max_lots int default null)
 returns int
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off
@@ -72,7 +72,7 @@ comment on function processor.expire_lots(uuid[], int) is
 create or replace function processor.open_holds(holds public.credit_holds[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off
@@ -151,7 +151,7 @@ comment on function processor.open_holds(public.credit_holds[]) is
 create or replace function processor.capture_units(job_id uuid, units int[], per_item boolean)
 returns bigint
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -184,7 +184,7 @@ comment on function processor.capture_units(uuid, int[], boolean) is
 create or replace function processor.capture_jobs(job_ids uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -209,7 +209,7 @@ comment on function processor.capture_jobs(uuid[]) is
 create or replace function processor.settle_holds(job_ids uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_nestloop = off

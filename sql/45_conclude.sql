@@ -35,7 +35,7 @@ create or replace function processor.ending(job_id uuid, status text, error_code
 returns processor.verdict
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select row(job_id, status, null, null, error_code, error_message, null, null, false, false)::processor.verdict
 $$;
@@ -45,7 +45,7 @@ create or replace function processor.requeueing(job_id uuid, run_at timestamptz)
 returns processor.verdict
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select row(job_id, 'pending', run_at, null, null, null, null, null, false, false)::processor.verdict
 $$;
@@ -54,7 +54,7 @@ comment on function processor.requeueing(uuid, timestamptz) is 'The verdict that
 create or replace function processor.lock_jobs(job_ids uuid[], owners uuid[] default '{}')
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -87,7 +87,7 @@ comment on function processor.lock_jobs(uuid[], uuid[]) is
 create or replace function processor.request_cancel(job_ids uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -109,7 +109,7 @@ comment on function processor.request_cancel(uuid[]) is 'Ask the workers of runn
 create or replace function processor.cancel_children(parents uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -138,7 +138,7 @@ comment on function processor.cancel_children(uuid[]) is
 create or replace function processor.tell_parents(children uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -173,7 +173,7 @@ comment on function processor.tell_parents(uuid[]) is
 create or replace function processor.conclude(verdicts processor.verdict[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

@@ -3,7 +3,7 @@
 create or replace function processor.parse_items(items jsonb, max_items int)
 returns table (key text, payload jsonb, "position" int)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -83,7 +83,7 @@ comment on type processor.wish is 'A job as it is asked for: the parameters of c
 create or replace function processor.name_wrong_type(wanted jsonb, what text)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   place record;
@@ -172,7 +172,7 @@ create or replace function processor.place_in_call(draft processor.draft, detail
 returns text
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select concat_ws(': ', format('job %s of the call', draft.n) || case when draft.depth > 0 then ', among its children' else '' end,
     nullif(place_in_call.detail, ''))
@@ -183,7 +183,7 @@ create or replace function processor.count_ancestors(job_id uuid)
 returns int
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   with recursive line (id, parent_id, place) as (
     select j.id, j.parent_id, 0 from public.jobs j where j.id = count_ancestors.job_id
@@ -197,7 +197,7 @@ comment on function processor.count_ancestors(uuid) is 'How deep a job is: 0 wit
 create or replace function processor.draft_jobs(wanted jsonb, internal boolean default false)
 returns processor.draft[]
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

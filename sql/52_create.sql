@@ -4,7 +4,7 @@ create or replace function processor.keyed_job(owner_id uuid, idempotency_key te
 returns uuid
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -20,7 +20,7 @@ create or replace function processor.active_job(owner_id uuid, kind text, unique
 returns uuid
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -37,7 +37,7 @@ comment on function processor.active_job(uuid, text, text) is 'The pending or pr
 create or replace function processor.find_conflict(draft processor.draft, several boolean)
 returns uuid
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -80,7 +80,7 @@ comment on function processor.find_conflict(processor.draft, boolean) is
 create or replace function processor.check_pending(drafts processor.draft[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -108,7 +108,7 @@ comment on function processor.check_pending(processor.draft[]) is
 create or replace function processor.take_turns(turns bigint[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   all_turns constant bigint := hashtextextended('processor: every turn', 0);
@@ -128,7 +128,7 @@ comment on function processor.take_turns(bigint[]) is
 create or replace function processor.lock_drafts(drafts processor.draft[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -163,7 +163,7 @@ comment on function processor.lock_drafts(processor.draft[]) is
 create or replace function processor.make_way(drafts processor.draft[], made uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -200,7 +200,7 @@ comment on function processor.make_way(processor.draft[], uuid[]) is
 create or replace function processor.write_drafts(drafts processor.draft[])
 returns table (n int, job_id uuid, created boolean)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -277,7 +277,7 @@ comment on function processor.write_drafts(processor.draft[]) is
 create or replace function processor.complete_drafts(drafts processor.draft[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -310,7 +310,7 @@ comment on function processor.complete_drafts(processor.draft[]) is
 create or replace function processor.add_jobs(wanted jsonb, internal boolean default false)
 returns table (n int, job_id uuid, created boolean)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   drafts constant processor.draft[] := processor.draft_jobs(add_jobs.wanted, add_jobs.internal);
@@ -345,7 +345,7 @@ create or replace function public.create_job(
 returns public.jobs
 language plpgsql
 security definer -- clients have no right to write tables; what they may do is decided in add_jobs
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -377,7 +377,7 @@ create or replace function public.create_jobs(jobs jsonb)
 returns jsonb
 language plpgsql
 security definer -- clients have no right to write tables; what they may do is decided in add_jobs
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$

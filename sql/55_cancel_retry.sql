@@ -4,7 +4,7 @@ create or replace function public.cancel_job(job_id uuid)
 returns public.jobs
 language plpgsql
 security definer -- clients have no right to write tables; only own jobs are found
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -22,6 +22,9 @@ begin
   -- LOCK: account, job with its ancestors
   perform processor.lock_jobs(array[cancel_job.job_id]);
   select * into job from public.jobs j where j.id = cancel_job.job_id;
+  if not found then -- pruned while it was waited for
+    perform processor.fail('JQ008', format('job not found: %s', cancel_job.job_id));
+  end if;
   if job.status = 'pending' then
     perform processor.conclude(array[processor.ending(job.id, 'cancelled', 'CANCELLED', 'cancelled before it started')]);
   elsif job.status = 'processing' then
@@ -39,7 +42,7 @@ create or replace function processor.repetition(job public.jobs)
 returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -72,7 +75,7 @@ create or replace function public.retry_job(job_id uuid)
 returns public.jobs
 language plpgsql
 security definer -- clients have no right to write tables; only own jobs are found
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

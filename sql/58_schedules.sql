@@ -61,7 +61,7 @@ create or replace function public.guard_schedule()
 returns trigger
 language plpgsql
 security definer -- whoever may write schedules may not use schema processor
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   perform processor.check_name('schedule', new.name, '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,89}$');
@@ -105,7 +105,7 @@ for each row execute function public.guard_schedule();
 create or replace function processor.declare_schedule(schedule jsonb)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   wanted jsonb;
@@ -145,7 +145,7 @@ comment on function processor.declare_schedule(jsonb) is
 create or replace function processor.declare_schedules(schedules jsonb)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   -- LOCK: schedules, by name

@@ -4,7 +4,7 @@ create or replace function processor.next_schedule_at()
 returns timestamptz
 language plpgsql -- keeps its plan between calls
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   if exists (select from public.job_schedules s where not s.paused and s.next_run_at is null and s.problem is null) then
@@ -20,7 +20,7 @@ create or replace function processor.scheduled_job(schedule public.job_schedules
 returns jsonb
 language plpgsql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 declare
   tick_name constant text := replace(
@@ -44,7 +44,7 @@ comment on function processor.scheduled_job(public.job_schedules, timestamptz) i
 create or replace function processor.plan_ticks(names text[], ticks jsonb, room int, failed jsonb)
 returns table (name text, steps int, next_run_at timestamptz, problem text, jobs jsonb)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -100,7 +100,7 @@ create or replace function public.run_due_schedules(worker_id uuid, ticks jsonb 
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -208,7 +208,7 @@ comment on function public.run_due_schedules(uuid, jsonb) is
 create or replace function processor.find_schedule(name text)
 returns public.job_schedules
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -228,7 +228,7 @@ comment on function processor.find_schedule(text) is 'Lock a schedule, or raise 
 create or replace function processor.pause_schedule(name text)
 returns public.job_schedules
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -244,7 +244,7 @@ comment on function processor.pause_schedule(text) is
 create or replace function processor.resume_schedule(name text)
 returns public.job_schedules
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -260,7 +260,7 @@ comment on function processor.resume_schedule(text) is
 create or replace function processor.run_schedule(name text)
 returns public.jobs
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

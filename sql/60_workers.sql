@@ -3,7 +3,7 @@
 create or replace function processor.declare_kind(kind jsonb)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   perform processor.check_name('kind', declare_kind.kind ->> 'kind', '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$');
@@ -54,7 +54,7 @@ create or replace function public.register_worker(worker jsonb)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -113,7 +113,7 @@ comment on function public.register_worker(jsonb) is
 create or replace function processor.rescue_jobs(max_jobs int default 100)
 returns int
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -184,7 +184,7 @@ create or replace function public.heartbeat_worker(worker_id uuid, running uuid[
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -251,7 +251,7 @@ create or replace function public.deregister_worker(worker_id uuid)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

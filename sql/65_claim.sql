@@ -5,7 +5,7 @@ create or replace function processor.retried(job_id uuid)
 returns uuid[]
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   with recursive line (id, retry_of, place) as (
     select j.id, j.retry_of, 0 from public.jobs j where j.id = retried.job_id
@@ -20,7 +20,7 @@ create or replace function processor.claimed(ids uuid[])
 returns json
 language plpgsql -- keeps its plan between calls, which is most of what such a function costs
 stable
-set search_path = ''
+set search_path = '', pg_temp
 set enable_sort = on -- claim_jobs has it off
 as $$
 begin
@@ -73,7 +73,7 @@ create or replace function processor.tokens(q public.job_queues, moment timestam
 returns double precision
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- a full bucket to begin with, and never more than that
   select coalesce((
@@ -89,7 +89,7 @@ create or replace function processor.token_due_in(q public.job_queues, moment ti
 returns interval
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- up to the next microsecond: a claim at that time finds the token
   select interval '1 microsecond' * ceil(greatest(0, 1 - processor.tokens(q, token_due_in.moment))
@@ -101,7 +101,7 @@ comment on function processor.token_due_in(public.job_queues, timestamptz) is
 create or replace function processor.take_tokens(q public.job_queues, moment timestamptz, how_many int)
 returns void
 language sql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   insert into processor.queue_tokens (queue, tokens, counted_at)
   values (q.name, processor.tokens(q, take_tokens.moment) - take_tokens.how_many, take_tokens.moment)
@@ -114,7 +114,7 @@ create or replace function processor.room(q public.job_queues, moment timestampt
 returns int
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -132,7 +132,7 @@ comment on function processor.room(public.job_queues, timestamptz, int) is
 create or replace function processor.pick_in_order(queue text, kinds text[], moment timestamptz, how_many int)
 returns uuid[]
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -173,7 +173,7 @@ create or replace function processor.due_of_owner(
 returns uuid[]
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -200,7 +200,7 @@ create or replace function processor.priority_below(q public.job_queues, owner_i
 returns int
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -223,7 +223,7 @@ create or replace function processor.next_in_turn(q public.job_queues, kinds tex
 returns table (id uuid, owner_id uuid)
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 set enable_sort = off -- see claim_jobs
 as $$
 #variable_conflict use_column
@@ -325,7 +325,7 @@ comment on function processor.next_in_turn(public.job_queues, text[], timestampt
 create or replace function processor.pick_in_turns(q public.job_queues, kinds text[], moment timestamptz, how_many int)
 returns uuid[]
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -351,7 +351,7 @@ comment on function processor.pick_in_turns(public.job_queues, text[], timestamp
 create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
 returns timestamptz
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set enable_sort = off -- see claim_jobs
 as $$
 #variable_conflict use_column
@@ -392,7 +392,7 @@ create or replace function processor.first_due_at(queue text, kinds text[], afte
 returns timestamptz
 language plpgsql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -425,7 +425,7 @@ create or replace function public.claim_jobs(worker_id uuid, request_id uuid, qu
 returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set jit = off -- a claim is too short for compiling to pay, whatever the planner's estimate

@@ -3,7 +3,7 @@
 create or replace function processor.lock_held_jobs(worker_id uuid, reports jsonb)
 returns table (id uuid, report jsonb, held boolean, cancel boolean)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -32,7 +32,7 @@ create or replace function public.report_progress(worker_id uuid, reports jsonb)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -71,7 +71,7 @@ create or replace function public.append_job_logs(worker_id uuid, logs jsonb)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -112,7 +112,7 @@ comment on function public.append_job_logs(uuid, jsonb) is
 create or replace function processor.finish_held_items(job_id uuid, items jsonb)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -194,7 +194,7 @@ create or replace function public.finish_items(worker_id uuid, results jsonb)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$

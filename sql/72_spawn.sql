@@ -4,7 +4,7 @@ create or replace function public.spawn_jobs(worker_id uuid, parent jsonb, jobs 
 returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

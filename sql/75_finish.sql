@@ -4,7 +4,7 @@ create or replace function processor.retry_delay(queue text, failures int)
 returns interval
 language sql
 volatile
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- a queue that is gone, or a delay of null, must not keep the job from ending its attempt
   select coalesce((
@@ -18,7 +18,7 @@ comment on function processor.retry_delay(text, int) is
 create or replace function processor.decide(job_id uuid, report jsonb)
 returns processor.verdict
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -105,7 +105,7 @@ create or replace function processor.job_ids(reports jsonb)
 returns uuid[]
 language sql
 immutable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select array(
     select (r ->> 'id')::uuid from jsonb_array_elements(job_ids.reports) r
@@ -117,7 +117,7 @@ comment on function processor.job_ids(jsonb) is 'The ids of the jobs that report
 create or replace function processor.finish_batch(worker_id uuid, results jsonb)
 returns table (id text, status text, run_at timestamptz, stale boolean, error text)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -160,7 +160,7 @@ comment on function processor.finish_batch(uuid, jsonb) is
 create or replace function processor.finish_singly(worker_id uuid, results jsonb)
 returns table (id text, status text, run_at timestamptz, stale boolean, error text)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -189,7 +189,7 @@ create or replace function public.finish_jobs(worker_id uuid, results jsonb)
 returns json
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -219,7 +219,7 @@ create or replace function public.release_jobs(worker_id uuid, jobs jsonb)
 returns jsonb
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$

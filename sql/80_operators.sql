@@ -3,7 +3,7 @@
 create or replace function processor.add_lot(entry public.credit_entries, priority int, expires_at timestamptz)
 returns public.credit_entries
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -27,7 +27,7 @@ create or replace function processor.grant_credits(owner_id uuid, amount bigint,
   idempotency_key text default null, priority int default 0, expires_at timestamptz default null)
 returns public.credit_accounts
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -92,7 +92,7 @@ create or replace function public.grant_credits(owner_id uuid, amount bigint, re
 returns public.credit_accounts
 language sql
 security definer -- the service has no right to write the ledger but this one
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select *
   from processor.grant_credits(grant_credits.owner_id, grant_credits.amount, grant_credits.reason, grant_credits.idempotency_key,
@@ -105,7 +105,7 @@ create or replace function processor.refund_credits(job_id uuid, amount bigint d
   idempotency_key text default null)
 returns public.credit_entries
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -188,7 +188,7 @@ create or replace function public.refund_credits(job_id uuid, amount bigint defa
 returns public.credit_entries
 language sql
 security definer -- the service has no right to write the ledger but this one
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select *
   from processor.refund_credits(refund_credits.job_id, refund_credits.amount, refund_credits.reason, refund_credits.idempotency_key)
@@ -199,7 +199,7 @@ comment on function public.refund_credits(uuid, bigint, text, text) is
 create or replace function processor.expire_credits(batch int default 1000)
 returns int
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -230,7 +230,7 @@ create or replace function public.expire_credits(batch int default 1000)
 returns int
 language sql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select processor.expire_credits(expire_credits.batch)
 $$;
@@ -240,7 +240,7 @@ create or replace function processor.check_schema()
 returns table (problem text)
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   with ours (name, live) as (
     values ('jobs', true), ('job_items', true), ('job_logs', true), ('job_queues', true), ('job_workers', true),

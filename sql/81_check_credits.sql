@@ -4,7 +4,7 @@ create or replace function processor.check_credits()
 returns table (problem text, owner_id uuid, job_id uuid, expected bigint, found bigint)
 language sql
 stable
-set search_path = ''
+set search_path = '', pg_temp
 set work_mem = '64MB'
 as $$
   -- The journal is read once. It outlives jobs, and what was written before there were lots names none.

@@ -9,7 +9,7 @@ returns setof text
 language sql
 stable
 rows 20
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   -- jumps from queue to queue along the indexes: as many steps as there are queues, however many jobs
   with recursive finished (queue) as (

@@ -4,7 +4,7 @@
 create or replace function processor.set_paused(queue text, paused boolean)
 returns public.job_queues
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -26,7 +26,7 @@ comment on function processor.set_paused(text, boolean) is
 create or replace function processor.pause_queue(name text)
 returns public.job_queues
 language sql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select * from processor.set_paused(pause_queue.name, true)
 $$;
@@ -36,7 +36,7 @@ comment on function processor.pause_queue(text) is
 create or replace function processor.resume_queue(name text)
 returns public.job_queues
 language sql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
   select * from processor.set_paused(resume_queue.name, false)
 $$;
@@ -45,7 +45,7 @@ comment on function processor.resume_queue(text) is 'The end of pause_queue(): w
 create or replace function processor.drain_worker(worker text)
 returns setof public.job_workers
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -72,7 +72,7 @@ comment on function processor.drain_worker(text) is
 create or replace function processor.retry_failed(queue text, since timestamptz, kind text default null, max_jobs int default 1000)
 returns table (retried int, skipped int, next_since timestamptz, problems jsonb)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -136,7 +136,7 @@ comment on function processor.retry_failed(text, timestamptz, text, int) is
 create or replace function processor.cancel_queue(name text, max_jobs int default 1000)
 returns table (cancelled int, asked int, remaining bigint)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -182,7 +182,7 @@ comment on function processor.cancel_queue(text, int) is
 create or replace function processor.move_jobs(from_queue text, to_queue text, max_jobs int default 1000)
 returns table (moved int, remaining bigint)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -225,7 +225,7 @@ comment on function processor.move_jobs(text, text, int) is
 create or replace function processor.undo_grant(entry_id bigint, reason text)
 returns table (owner_id uuid, granted bigint, taken bigint, taken_in_all bigint, missing bigint, available bigint)
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare

@@ -3,7 +3,7 @@
 create or replace function processor.prune_jobs(batch int default 1000)
 returns int
 language plpgsql
-set search_path = ''
+set search_path = '', pg_temp
 set jit = off -- a batch is too short for compiling to pay
 set enable_sort = off -- without statistics the planner would sort all that has ended instead of reading jobs_finished_idx
 as $$
@@ -56,7 +56,7 @@ create or replace function public.prune_jobs(batch int default 1000)
 returns int
 language plpgsql
 security definer -- the worker's role has no right to write tables
-set search_path = ''
+set search_path = '', pg_temp
 as $$
 begin
   -- LOCK: a word of its own, until the end of the transaction; whoever finds it taken leaves the work to the other

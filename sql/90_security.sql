@@ -5,35 +5,65 @@ grant usage on schema public to anon, authenticated, service_role, job_processor
 
 do $$
 declare
-  t text;
-  f regprocedure;
-begin
-  foreach t in array array[
+  -- whoever else holds rights got them from the operator, and keeps them
+  api constant text := 'public, anon, authenticated, service_role, job_processor';
+  tables constant text[] := array[ -- and views
     'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
-    'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures'
-  ] loop
-    execute format('alter table public.%I enable row level security', t);
-    execute format('revoke all on table public.%I from public, anon, authenticated, service_role, job_processor', t);
-    execute format('grant select on table public.%I to service_role', t);
-  end loop;
-  foreach t in array array['job_logs_id_seq', 'credit_entries_id_seq', 'credit_lots_id_seq'] loop
-    execute format('revoke all on sequence public.%I from public, anon, authenticated, service_role, job_processor', t);
-  end loop;
-  revoke all on table public.credit_statement from public, anon, authenticated, service_role, job_processor;
-  for t in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'processor'::regnamespace and c.relkind in ('r', 'v') loop
-    execute format('revoke all on table processor.%I from public, anon, authenticated, service_role, job_processor', t);
-  end loop;
-  -- `alter default privileges in schema` would not revoke PUBLIC's right to execute: each by name
-  for f in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
+    'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures', 'credit_statement'
+  ];
+  functions constant text[] := array[
+    'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
+    'register_worker', 'heartbeat_worker', 'claim_jobs',
+    'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
+    'prune_jobs', 'guard_schedule', 'run_due_schedules'
+  ];
+  o record;
+begin
+  -- default privileges may have given anything to anybody when an object was made, and nothing revokes them as a
+  -- whole: `alter default privileges in schema` would not even take PUBLIC's right to execute. So each by name
+  for o in
+    select 'schema' as kind, n.oid::regnamespace::text as name, n.nspowner as owner
+    from pg_catalog.pg_namespace n where n.nspname = 'processor'
+    union all
+    select case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text, c.relowner
+    from pg_catalog.pg_class c
+    where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and (
+      c.relnamespace = 'processor'::regnamespace
+      or (c.relnamespace = 'public'::regnamespace and (c.relname = any (tables) or exists (
+        select from pg_catalog.pg_depend d join pg_catalog.pg_class t on t.oid = d.refobjid
+        where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i')
+          and t.relnamespace = 'public'::regnamespace and t.relname = any (tables)
+      )))
+    )
+    union all
+    select 'type', t.oid::regtype::text, t.typowner
+    from pg_catalog.pg_type t
+    where t.typnamespace = 'processor'::regnamespace and t.typtype in ('c', 'd', 'e')
+      and (t.typrelid = 0 or (select c.relkind from pg_catalog.pg_class c where c.oid = t.typrelid) = 'c')
+    union all
+    select 'function', p.oid::regprocedure::text, p.proowner
+    from pg_catalog.pg_proc p
     where p.pronamespace = 'processor'::regnamespace
-      or (p.pronamespace = 'public'::regnamespace and p.proname in (
-        'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
-        'register_worker', 'heartbeat_worker', 'claim_jobs',
-        'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
-        'prune_jobs', 'guard_schedule', 'run_due_schedules'))
+      or (p.pronamespace = 'public'::regnamespace and p.proname = any (functions))
   loop
-    execute format('revoke execute on function %s from public, anon, authenticated, service_role, job_processor', f);
+    if o.owner <> (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'processor') then
+      -- whoever owns a table can give it a trigger, which our functions would run with their own rights
+      raise exception '% % belongs to %, not to % as schema processor does', o.kind, o.name, o.owner::regrole,
+        (select n.nspowner::regrole from pg_catalog.pg_namespace n where n.nspname = 'processor')
+        using hint = 'Apply the schema with one role, always the same. Whose object is it? If it is yours: alter … owner to ….';
+    end if;
+    execute format('revoke all on %s %s from %s', o.kind, o.name, api);
+  end loop;
+  for o in
+    select c.oid::regclass as name, c.relnamespace = 'public'::regnamespace as exposed
+    from pg_catalog.pg_class c
+    where c.relkind in ('r', 'p')
+      and (c.relnamespace = 'processor'::regnamespace or (c.relnamespace = 'public'::regnamespace and c.relname = any (tables)))
+  loop
+    execute format('alter table %s enable row level security', o.name);
+    if o.exposed then
+      execute format('grant select on table %s to service_role', o.name);
+    end if;
   end loop;
 end
 $$;

@@ -14,17 +14,17 @@ OLDEST_NODE = 20
 SECONDS = 60
 
 
-def install() -> None:
-    """Install the packages of ``js/``, once; skip the test where that is not possible."""
+def install(folder: Path = FOLDER) -> None:
+    """Install the packages of a folder, once; skip the test where that is not possible."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs node and npm: they run the official JavaScript client")
+        pytest.skip("needs node and npm: they run the official client and linters")
     version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         pytest.skip(f"needs node {OLDEST_NODE} or newer: this is {version.strip()}")
-    if (FOLDER / "node_modules" / ".package-lock.json").exists():
+    if (folder / "node_modules" / ".package-lock.json").exists():
         return
     done = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund"], cwd=FOLDER, check=False, capture_output=True, text=True
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, f"npm ci failed:\n{done.stdout}{done.stderr}"
 

@@ -35,10 +35,11 @@ async def test_every_function_has_a_comment(project):
     assert [f["name"] for f in await project.rows(FUNCTIONS) if not f["comment"]] == []
 
 
-async def test_every_function_has_an_empty_search_path(project):
+async def test_every_function_has_a_search_path_without_schemas_of_others(project):
+    """Empty, and the temporary schema last: unnamed, it would come first where types are looked for."""
     rows = await project.rows(FUNCTIONS)
     assert len(rows) > 30
-    assert [f["name"] for f in rows if 'search_path=""' not in (f["proconfig"] or [])] == []
+    assert [f["name"] for f in rows if 'search_path="", pg_temp' not in (f["proconfig"] or [])] == []
 
 
 async def test_no_function_is_overloaded(project):

@@ -4,6 +4,7 @@
 
 import asyncio
 import random
+from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -56,6 +57,22 @@ async def test_a_cancel_waits_for_a_finish_and_finds_the_job_ended(database, one
     assert (await cancel)["status"] == "completed"
     assert await observer.balance(ALICE) == (9990, 0, 10)
     assert await observer.faults() == []
+
+
+async def test_a_cancel_waits_for_the_pruning_of_the_job_and_finds_none(database, one):
+    two, observer = await database.project(), await database.project()
+    job = await one.create("report", owner_id=ALICE)
+    await one.cancel(job)
+    await one.queue("default", retain_for=timedelta(0), retain_last=0)
+    transaction = one.connection.transaction()
+    await transaction.start()
+    assert await one.sql("select processor.prune_jobs()") == 1
+    cancel = asyncio.create_task(two.cancel(job, by=ALICE))
+    await until_waiting(observer, two)
+    await transaction.commit()
+    with pytest.raises(asyncpg.PostgresError, match="job not found") as caught:
+        await cancel
+    assert caught.value.sqlstate == "JQ008"
 
 
 async def test_a_finish_waits_for_a_cancel_and_obeys_it(database, one):
