@@ -205,7 +205,7 @@ declare
   caller constant uuid := auth.uid();
   moment constant timestamptz := processor.now();
   most constant int := 20; -- levels of children: what ends a job goes up and down the family, and the stack has an end
-  drafts processor.draft[] := '{}';
+  drafts processor.draft[] := '{}'::processor.draft[];
   wave jsonb := draft_jobs.wanted; -- the jobs of one depth
   above int[]; -- the places of their parents in drafts
   current int := 0; -- the depth
@@ -401,7 +401,7 @@ exception when others then
     raise;
   end if;
   get stacked diagnostics message = message_text, detail = pg_exception_detail, hint = pg_exception_hint;
-  perform processor.fail(sqlstate, message, processor.place_in_call(d, detail), hint);
+  raise exception using errcode = sqlstate, message = message, detail = processor.place_in_call(d, detail), hint = hint;
 end
 $$;
 comment on function processor.draft_jobs(jsonb, boolean) is

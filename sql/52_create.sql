@@ -210,7 +210,7 @@ declare
   parents uuid[];
   ended public.jobs;
   written uuid[];
-  made uuid[] := '{}';
+  made uuid[] := '{}'::uuid[];
 begin
   -- LOCK: the caller has called lock_drafts()
   loop

@@ -60,7 +60,7 @@ begin
     steps := 0;
     next_run_at := s.next_run_at;
     problem := null;
-    jobs := '[]';
+    jobs := '[]'::jsonb;
     for t in
       select (e.value ->> 'tick')::timestamptz as tick, (e.value ->> 'next')::timestamptz as next,
         left(e.value ->> 'problem', 500) as problem
@@ -109,8 +109,8 @@ declare
   room int := 100;
   plan jsonb;
   jobs jsonb;
-  made jsonb := '[]';
-  failed jsonb := '{}';
+  made jsonb := '[]'::jsonb;
+  failed jsonb := '{}'::jsonb;
   first text;
   hint text;
 begin
@@ -269,7 +269,7 @@ declare
 begin
   -- LOCK: the schedule, then what create_jobs locks
   s := processor.find_schedule(run_schedule.name);
-  job.id := public.create_jobs(jsonb_build_array(processor.scheduled_job(s))) #>> '{0,id}';
+  job.id := (public.create_jobs(jsonb_build_array(processor.scheduled_job(s))) #>> '{0,id}')::uuid;
   select * into job from public.jobs j where j.id = job.id;
   update public.job_schedules x
   set last_run_at = processor.now(), last_job_id = job.id, problem = case when x.next_run_at is null then x.problem end

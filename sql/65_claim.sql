@@ -139,7 +139,7 @@ declare
   level int := 1001;
   first_at timestamptz;
   first_id uuid;
-  ids uuid[] := '{}';
+  ids uuid[] := '{}'::uuid[];
   picked uuid[];
 begin
   -- priority by priority: jobs of a high one whose time has not come are not read, however many. The first that waits says
@@ -238,9 +238,9 @@ declare
   theirs int;
   room int;
   due uuid[];
-  ids uuid[] := '{}';
-  owners uuid[] := '{}';
-  turns int[] := '{}';
+  ids uuid[] := '{}'::uuid[];
+  owners uuid[] := '{}'::uuid[];
+  turns int[] := '{}'::int[];
   first_turns int := 0;
   exhausted boolean := false;
   full_owners uuid[];
@@ -336,7 +336,7 @@ begin
   select array_agg(n.id order by n.ordinality), array_agg(n.owner_id order by n.ordinality) into chosen, owners
   from processor.next_in_turn(q, pick_in_turns.kinds, pick_in_turns.moment, pick_in_turns.how_many) with ordinality n;
   if chosen is null then
-    return '{}';
+    return '{}'::uuid[];
   end if;
   insert into processor.queue_turns as t (queue, owner_id) values (q.name, owners[cardinality(owners)])
   on conflict (queue) do update set owner_id = excluded.owner_id where t.owner_id is distinct from excluded.owner_id;
@@ -432,6 +432,7 @@ set jit = off -- a claim is too short for compiling to pay, whatever the planner
 set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_claim_idx
 as $$
 #variable_conflict use_column
+-- "limit" is a keyword and the name that callers know: @plpgsql_check_options: other_warnings = off
 declare
   moment timestamptz;
   w public.job_workers;
@@ -461,7 +462,7 @@ begin
   where j.worker_id = w.id and j.status = 'processing' and j.claim_id = claim_jobs.request_id;
 
   if ids is null and not w.draining then
-    ids := '{}';
+    ids := '{}'::uuid[];
     -- in random order: no queue always comes first
     for q in
       select * from public.job_queues x

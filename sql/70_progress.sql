@@ -39,8 +39,8 @@ as $$
 #variable_conflict use_column
 declare
   r record;
-  stale jsonb := '[]';
-  cancel jsonb := '[]';
+  stale jsonb := '[]'::jsonb;
+  cancel jsonb := '[]'::jsonb;
 begin
   for r in select * from processor.lock_held_jobs(report_progress.worker_id, report_progress.reports) loop
     if not r.held then
@@ -201,8 +201,8 @@ as $$
 #variable_conflict use_column
 declare
   r record;
-  answers jsonb := '[]';
-  cancel jsonb := '[]';
+  answers jsonb := '[]'::jsonb;
+  cancel jsonb := '[]'::jsonb;
   problem text;
 begin
   for r in select * from processor.lock_held_jobs(finish_items.worker_id, finish_items.results) loop

@@ -128,9 +128,6 @@ async def test_the_advisors_do_look(server, linted, supabase):
     }
 
 
-@pytest.mark.xfail(
-    strict=True, reason="60-75: jsonb := '[]' and uuid[] := '{}' without a cast, a parameter named limit"
-)
 @pytest.mark.parametrize("server", PACKAGED, indirect=True)
 async def test_the_linter_of_functions_has_nothing_to_warn_of(server, supabase):
     await needs_plpgsql_check(server)
