@@ -60,8 +60,8 @@ async def alone(
     while True:
         try:
             async with connection.transaction():
-                # "relation exists, skipping" is what applying twice means: not worth a notice; and what lies in
-                # schema public must not be taken for PostgreSQL's own when names are bound
+                # "relation exists, skipping" is what applying twice means: not worth a notice; and what lies
+                # in schema public must not be taken for PostgreSQL's own when names are bound
                 await connection.execute(
                     "set local client_min_messages = warning; set local statement_timeout = 0; "
                     "set local search_path = pg_catalog, pg_temp; "
