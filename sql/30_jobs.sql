@@ -66,7 +66,7 @@ create table if not exists public.jobs (
 );
 
 -- what is claimed, in the order of claiming
-create index if not exists jobs_claim_idx on public.jobs (queue, priority desc, run_at, id) where status = 'pending';
+create index if not exists jobs_pending_idx on public.jobs (queue, kind, priority desc, run_at, id) where status = 'pending';
 -- the same for queues in which owners take turns; also counts what an owner has waiting
 create index if not exists jobs_turns_idx on public.jobs (queue, owner_id, priority desc, run_at, id) where status = 'pending';
 -- what runs: by worker for heartbeats and rescue, by queue for max_processing

@@ -129,6 +129,32 @@ $$;
 comment on function processor.room(public.job_queues, timestamptz, int) is
   'How many jobs of a queue may be claimed at a moment, at most wanted: what max_processing and rate_limit leave.';
 
+create or replace function processor.heads(queue text, kinds text[], below int)
+returns table (kind text, priority int, run_at timestamptz, id uuid)
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  -- one look a kind: what this worker has no handler for is not read, however much of it waits
+  return query
+  with firsts as materialized (
+    select k.kind, f.priority, f.run_at, f.id
+    from unnest(heads.kinds) k (kind)
+    cross join lateral (
+      select j.priority, j.run_at, j.id from public.jobs j
+      where j.queue = heads.queue and j.kind = k.kind and j.status = 'pending' and j.priority < heads.below
+      order by j.priority desc, j.run_at, j.id limit 1
+    ) f
+  )
+  select f.kind, f.priority, f.run_at, f.id from firsts f where f.priority = (select max(x.priority) from firsts x);
+end
+$$;
+comment on function processor.heads(text, text[], int) is
+  'The first pending job of each kind in a queue, at the highest priority below one that has any: where to begin to read. Until a '
+  'vacuum, what was claimed before still lies ahead of them in the index.';
+
 create or replace function processor.pick_in_order(queue text, kinds text[], moment timestamptz, how_many int)
 returns uuid[]
 language plpgsql
@@ -137,26 +163,31 @@ as $$
 #variable_conflict use_column
 declare
   level int := 1001;
-  first_at timestamptz;
-  first_id uuid;
+  there text[];
+  times timestamptz[];
+  firsts uuid[];
   ids uuid[] := '{}'::uuid[];
   picked uuid[];
 begin
-  -- priority by priority: jobs of a high one whose time has not come are not read, however many. The first that waits says
-  -- where to begin: until a vacuum, its place in the index lies behind all that were claimed before it
+  -- priority by priority: jobs of a high one whose time has not come are not read, however many
   loop
-    select j.priority, j.run_at, j.id into level, first_at, first_id from public.jobs j
-    where j.queue = pick_in_order.queue and j.status = 'pending' and j.priority < level
-    order by j.priority desc, j.run_at, j.id limit 1;
-    exit when not found;
-    -- LOCK: jobs, waiting for none
-    select array_agg(p.id) into picked from (
-      select j.id from public.jobs j
-      where j.queue = pick_in_order.queue and j.status = 'pending' and j.priority = level
-        and (j.run_at, j.id) >= (first_at, first_id) and j.run_at <= pick_in_order.moment and j.kind = any (pick_in_order.kinds)
-      order by j.run_at, j.id
+    select array_agg(h.kind), array_agg(h.run_at), array_agg(h.id), max(h.priority) into there, times, firsts, level
+    from processor.heads(pick_in_order.queue, pick_in_order.kinds, level) h;
+    exit when there is null;
+    -- LOCK: jobs, waiting for none; with several kinds a few more than are taken, until the claim commits
+    select array_agg(p.id order by p.run_at, p.id) into picked from (
+      select f.id, f.run_at
+      from unnest(there, times, firsts) h (kind, run_at, id)
+      cross join lateral (
+        select j.id, j.run_at from public.jobs j
+        where j.queue = pick_in_order.queue and j.kind = h.kind and j.status = 'pending' and j.priority = level
+          and (j.run_at, j.id) >= (h.run_at, h.id) and j.run_at <= pick_in_order.moment
+        order by j.run_at, j.id
+        limit pick_in_order.how_many - cardinality(ids)
+        for no key update skip locked
+      ) f
+      order by f.run_at, f.id
       limit pick_in_order.how_many - cardinality(ids)
-      for no key update skip locked
     ) p;
     ids := ids || coalesce(picked, '{}');
     exit when cardinality(ids) >= pick_in_order.how_many;
@@ -397,22 +428,20 @@ as $$
 #variable_conflict use_column
 declare
   level int := 1001;
-  first_at timestamptz;
-  first_id uuid;
   soonest timestamptz;
   due timestamptz;
 begin
   loop
-    select j.priority, j.run_at, j.id into level, first_at, first_id from public.jobs j
-    where j.queue = first_due_at.queue and j.status = 'pending' and j.priority < level
-    order by j.priority desc, j.run_at, j.id limit 1;
-    exit when not found;
-    select j.run_at into due from public.jobs j
-    where j.queue = first_due_at.queue and j.status = 'pending' and j.priority = level
-      and (j.run_at, j.id) >= (first_at, first_id) and j.run_at > first_due_at.after and j.run_at < processor.never()
-      and j.kind = any (first_due_at.kinds)
-    order by j.run_at limit 1;
-    soonest := least(soonest, due);
+    select max(h.priority), min(coalesce(case when h.run_at > first_due_at.after then h.run_at else (
+        select j.run_at from public.jobs j
+        where j.queue = first_due_at.queue and j.kind = h.kind and j.status = 'pending' and j.priority = h.priority
+          and j.run_at > first_due_at.after
+        order by j.run_at limit 1
+      ) end, processor.never()))
+    into level, due
+    from processor.heads(first_due_at.queue, first_due_at.kinds, level) h;
+    exit when level is null;
+    soonest := least(soonest, nullif(due, processor.never()));
     exit when soonest <= processor.now();
   end loop;
   return soonest;
@@ -429,7 +458,7 @@ set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set jit = off -- a claim is too short for compiling to pay, whatever the planner's estimate
-set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_claim_idx
+set enable_sort = off -- without statistics the planner would sort all that is pending instead of reading jobs_pending_idx
 as $$
 #variable_conflict use_column
 -- "limit" is a keyword and the name that callers know: @plpgsql_check_options: other_warnings = off

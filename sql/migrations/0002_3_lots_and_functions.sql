@@ -47,6 +47,7 @@ begin
   alter table public.credit_holds set (fillfactor = 50);
   drop index if exists public.credit_holds_open_idx;
   drop index if exists public.jobs_due_idx;
+  drop index if exists public.jobs_claim_idx;
 
   drop function if exists public.create_job(
     text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[]);

@@ -32,6 +32,7 @@ async def add(
     rows: int,
     *,
     status: str = "pending",
+    kind: str = "echo",
     priority: str = "0",
     age: str = "n * interval '1 second'",
 ) -> None:
@@ -39,11 +40,11 @@ async def add(
     await project.sql(
         f"""
         insert into public.jobs (queue, kind, max_attempts, status, priority, run_at, started_at, finished_at)
-        select 'default', 'echo', 4, $1, {priority}, $2::timestamptz - {age},
+        select 'default', $4, 4, $1, {priority}, $2::timestamptz - {age},
           case $1 when 'completed' then $2::timestamptz end, case $1 when 'completed' then $2::timestamptz end
         from generate_series(1, $3::int) n
         """,
-        *(status, NOON, rows),
+        *(status, NOON, rows, kind),
     )
 
 
@@ -142,9 +143,23 @@ async def delayed_of_many_priorities(project: Project) -> None:
     await add(project, LIMIT)
 
 
+async def of_a_kind_it_has_no_handler_for(project: Project) -> None:
+    await add(project, MANY, kind="foreign", priority="1 + n % 2", age="n * interval '1 minute'")
+    await add(project, MANY // 2, kind="foreign", age="n * interval '1 minute'")
+    await add(project, LIMIT // 2)
+    await add(project, LIMIT // 2, kind="other")
+
+
 @pytest.mark.parametrize(
     "many",
-    [behind_them, delayed_ahead, delayed_behind, of_many_priorities, delayed_of_many_priorities],
+    [
+        behind_them,
+        delayed_ahead,
+        delayed_behind,
+        of_many_priorities,
+        delayed_of_many_priorities,
+        of_a_kind_it_has_no_handler_for,
+    ],
 )
 async def test_a_claim_reads_little_more_than_it_takes_with_20000_others(project, worker, many):
     async for statistics in statistics_of_every_age(project, many):

@@ -91,7 +91,7 @@ SERIOUS = {
     ),
     "the body of a definer changed": (
         """create or replace function public.deregister_worker(worker_id uuid) returns jsonb
-           language plpgsql security definer set search_path = '' as 'begin return null; end'""",
+           language plpgsql security definer set search_path = '', pg_temp as 'begin return null; end'""",
         "the body of function public.deregister_worker(uuid) is not the one of this version",
     ),
     "an overload": (
@@ -119,7 +119,7 @@ SERIOUS = {
 MILD = {
     "a private function's body changed": (
         """create or replace function processor.uuid7() returns uuid language sql volatile
-           set search_path = '' as 'select gen_random_uuid()'""",
+           set search_path = '', pg_temp as 'select gen_random_uuid()'""",
         "the body of function processor.uuid7() is not the one of this version",
     ),
     "a function's volatility changed": (
@@ -129,7 +129,7 @@ MILD = {
     "a function's result changed": (
         """drop function processor.rescue_jobs(int);
            create function processor.rescue_jobs(max_jobs int default 100) returns text language sql
-           set search_path = '' as 'select 1::text';
+           set search_path = '', pg_temp as 'select 1::text';
            revoke execute on function processor.rescue_jobs(int) from public""",
         "returns of function processor.rescue_jobs(integer) is text instead of",
     ),
@@ -138,7 +138,7 @@ MILD = {
         "function processor.cancel_queue(text, integer) is missing",
     ),
     "a function of nobody's": (
-        """create function processor.mine() returns int language sql set search_path = '' as 'select 1';
+        """create function processor.mine() returns int language sql set search_path = '', pg_temp as 'select 1';
            revoke execute on function processor.mine() from public""",
         "function processor.mine() is not part of the schema: drop it, or move it",
     ),
@@ -202,14 +202,14 @@ MILD = {
         "grant select on processor.queue_tokens to service_role",
         f"{TOO_MANY}: select on table processor.queue_tokens to service_role",
     ),
-    "an index dropped": ("drop index public.jobs_claim_idx", "index public.jobs_claim_idx is missing"),
+    "an index dropped": ("drop index public.jobs_pending_idx", "index public.jobs_pending_idx is missing"),
     "an index changed": (
         "drop index public.jobs_parent_idx; create index jobs_parent_idx on public.jobs (queue)",
         "definition of index public.jobs_parent_idx is CREATE INDEX",
     ),
     "an index whose building was interrupted": (
-        "update pg_index set indisvalid = false where indexrelid = 'public.jobs_claim_idx'::regclass",
-        "index public.jobs_claim_idx is invalid",
+        "update pg_index set indisvalid = false where indexrelid = 'public.jobs_pending_idx'::regclass",
+        "index public.jobs_pending_idx is invalid",
     ),
     "a right revoked from users": (
         "revoke select on public.jobs from authenticated",
@@ -322,7 +322,7 @@ async def test_what_operators_add_or_set_is_no_drift(project, change):
 
 async def test_all_that_is_wrong_is_told_the_serious_first(project):
     await project.connection.execute("""
-        drop index public.jobs_claim_idx;
+        drop index public.jobs_pending_idx;
         alter table public.job_items disable row level security;
         grant select on public.jobs to anon;
         drop function public.retry_job(uuid);
@@ -332,7 +332,7 @@ async def test_all_that_is_wrong_is_told_the_serious_first(project):
         (True, "a right too many: select on table public.jobs to anon"),
         (True, "row level security of public.job_items is off: everyone with a grant sees every row"),
         (False, "function public.retry_job(uuid) is missing"),
-        (False, "index public.jobs_claim_idx is missing"),
+        (False, "index public.jobs_pending_idx is missing"),
     ]
 
 

@@ -28,7 +28,7 @@ BUILD_INDEX = Migration(
 -- a comment; with a semicolon
 create index concurrently if not exists jobs_colour_idx
   on public.jobs (colour);
-create index concurrently if not exists jobs_claim_idx on public.jobs (id);
+create index concurrently if not exists jobs_pending_idx on public.jobs (id);
 """,
 )
 BROKEN = File("90_broken.sql", "create table public.half (id int); select 1 / 0;")
@@ -69,7 +69,7 @@ def test_only_what_cannot_run_in_a_transaction_divides_an_upgrade():
     ]
     assert [statement[:60] for statement in BUILD_INDEX.statements] == [
         "create index concurrently if not exists jobs_colour_idx\n  on",
-        "create index concurrently if not exists jobs_claim_idx on pu",
+        "create index concurrently if not exists jobs_pending_idx on ",
     ]
 
 
@@ -100,22 +100,22 @@ async def test_an_index_whose_building_was_interrupted_is_built_anew(database):
     await project.create("echo")
 
     async def interrupt():
-        await project.connection.execute("drop index public.jobs_claim_idx")
+        await project.connection.execute("drop index public.jobs_pending_idx")
         with pytest.raises(asyncpg.UniqueViolationError):
             await project.connection.execute(
-                "create unique index concurrently jobs_claim_idx on public.jobs ((1))"
+                "create unique index concurrently jobs_pending_idx on public.jobs ((1))"
             )
-        assert (await indexes(project))["jobs_claim_idx"] is False
+        assert (await indexes(project))["jobs_pending_idx"] is False
 
     await interrupt()
     await schema.apply(database.dsn)
-    assert (await indexes(project))["jobs_claim_idx"] is True
+    assert (await indexes(project))["jobs_pending_idx"] is True
     assert await problems(project.connection) == []
 
     await interrupt()
     await project.connection.execute(ADD_COLUMN.text)
     await upgrade(project.connection, [Step((BUILD_INDEX,), outside=True)])
-    assert (await indexes(project))["jobs_claim_idx"] is True
+    assert (await indexes(project))["jobs_pending_idx"] is True
 
 
 async def test_a_migration_outside_a_transaction_that_fails_says_that_others_are_done(database):
