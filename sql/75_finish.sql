@@ -109,7 +109,9 @@ set search_path = '', pg_temp
 as $$
   select array(
     select (r ->> 'id')::uuid from jsonb_array_elements(job_ids.reports) r
-    where r ->> 'id' ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+    -- a regular expression would take longer than locking the job
+    where r ->> 'id' like '________-____-____-____-____________' and length(replace(r ->> 'id', '-', '')) = 32
+      and translate(r ->> 'id', '-0123456789abcdefABCDEF', '') = ''
   )
 $$;
 comment on function processor.job_ids(jsonb) is 'The ids of the jobs that reports are about; what is no uuid is left out.';
@@ -139,9 +141,10 @@ begin
   from unnest(ids, reports) u (id, report) where u.report ? 'items';
 
   select array_agg(case
-    -- by far the most frequent report needs no look at anything else
-    when u.report ->> 'outcome' = 'done' and not u.report ?| array['result', 'delay_seconds'] and j.items_done = j.items_total
-    then row(u.id, 'completed', null, null, null, null, null, null, false, false)::processor.verdict
+    -- by far the most frequent report needs no look at anything else; of so few bytes no JSON text has too many
+    when u.report ->> 'outcome' = 'done' and j.items_done = j.items_total and not u.report ? 'delay_seconds'
+      and coalesce(pg_column_size(u.report -> 'result'), 0) < 100000
+    then row(u.id, 'completed', null, nullif(u.report -> 'result', 'null'), null, null, null, null, false, false)::processor.verdict
     else processor.decide(u.id, u.report) end) into verdicts
   from unnest(ids, reports) u (id, report) join public.jobs j on j.id = u.id;
   perform processor.conclude(verdicts);
