@@ -34,9 +34,10 @@ begin
     with old as materialized (
       select j.id from public.jobs j
       where j.queue = q.name and (j.finished_at, j.id) <= (edge.finished_at, edge.id) and j.finished_at < moment - q.retain_for
-        and not exists (select from public.credit_holds h where h.job_id = j.id and h.closed_at is null)
+        -- asked for each, where `not exists` would be joined, and all holds and jobs be read for that
+        and (select h.closed_at is null from public.credit_holds h where h.job_id = j.id) is not true
         -- a parent still looks at its children
-        and not exists (select from public.jobs p where p.id = j.parent_id and p.finished_at is null)
+        and (j.parent_id is null or (select p.finished_at is null from public.jobs p where p.id = j.parent_id) is not true)
       order by j.finished_at, j.id
       limit prune_jobs.batch - pruned
       for update skip locked
