@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # A program must do the same each time it is replayed: ids count up, a claim shuffles the queues by its own id
 REPRODUCIBLE = """
+    set local jit = off;  -- where it is installed it would take most of the time
     create sequence processor.model_ids;
     create or replace function processor.uuid7() returns uuid language sql volatile set search_path = '' as $$
       select ('00000000-0000-7000-8000-' || lpad(to_hex(nextval('processor.model_ids')), 12, '0'))::uuid
