@@ -95,9 +95,11 @@ CLAIM = {
         PICK, "order by j.run_at, j.id", "order by j.id", "create", "claim"
     ),
     "a claim of the least important": mutant(
-        PICK, "order by j.priority desc, j.run_at", "order by j.priority, j.run_at"
+        "processor.heads", "max(x.priority)", "min(x.priority)", "claim", "create"
     ),
-    "a claim of kinds without a handler": mutant(PICK, "and j.kind = any (pick_in_order.kinds)", "", "claim"),
+    "a claim of kinds without a handler": mutant(
+        PICK, "pick_in_order.kinds", "array(select x.kind from public.job_kinds x)", "claim"
+    ),
     "a claim without regard to what runs": mutant(
         "processor.room", "where j.queue = q.name and j.status = 'processing'", "where false", "claim"
     ),
