@@ -138,7 +138,7 @@ MILD = {
         "function processor.cancel_queue(text, integer) is missing",
     ),
     "a function of nobody's": (
-        """create function processor.mine() returns int language sql set search_path = '', pg_temp 
+        """create function processor.mine() returns int language sql set search_path = '', pg_temp
            as 'select 1';
            revoke execute on function processor.mine() from public""",
         "function processor.mine() is not part of the schema: drop it, or move it",

@@ -48,9 +48,6 @@ RESCUE = "processor.rescue_jobs"
 CREDITS = {
     "a lot that is given nothing back": mutant(SETTLE, "l.remaining + s.amount", "l.remaining"),
     "a dead lot that comes back to life": mutant(SETTLE, "l.expires_at <= moment", "false"),
-    "a capture from the lot that burns last": mutant(
-        SETTLE, "by r.job_id order by r.id", "by r.job_id order by r.id desc"
-    ),
     "lots that burn by age": mutant(OPEN, "order by x.priority desc, x.expires_at, x.id", "order by x.id"),
     "credits that are spent after their time": mutant(OPEN, "perform processor.expire_lots(owners);", ""),
     "a reservation of what is not there": mutant(OPEN, "d.needed > coalesce(a.available, 0)", "false"),
