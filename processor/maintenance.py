@@ -14,8 +14,8 @@ from processor.rpc import Rpc
 
 BATCH = 1000
 """How many rows one call may take away: a fraction of a second."""
-MAX_BATCHES = 500
-"""How many calls a round may make for one task: half a minute. What is left waits for the next round."""
+MAX_BATCHES = 100
+"""How many calls a round may make for one task: some seconds. What is left waits for the next round."""
 
 log = structlog.get_logger("processor.maintenance")
 
