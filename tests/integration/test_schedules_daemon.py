@@ -283,7 +283,7 @@ async def test_a_round_stops_at_the_first_batch_that_is_not_full_and_is_bounded(
         api.answers["prune_jobs"] = lambda _arguments, count=answered: (200, count)
         api.answers["expire_credits"] = lambda _arguments: (200, 0)
         async with running(Maintenance(rpc, 0.6).run()):
-            await eventually(lambda expected=calls: len(api.calls["prune_jobs"]) == expected)
+            await eventually(lambda expected=calls: len(api.calls["prune_jobs"]) == expected, within=30)
             await asyncio.sleep(0.2)
             assert len(api.calls["prune_jobs"]) == calls
             assert api.calls["prune_jobs"][0] == {"batch": BATCH}
