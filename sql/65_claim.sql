@@ -329,10 +329,8 @@ begin
     from jsonb_each_text(running) r;
     level := 1001;
     loop
-      select j.priority into level from public.jobs j
-      where j.queue = q.name and j.status = 'pending' and j.priority < level
-      order by j.priority desc limit 1;
-      exit when not found;
+      select max(h.priority) into level from processor.heads(q.name, next_in_turn.kinds, level) h;
+      exit when level is null;
       return query
       select j.id, j.owner_id from public.jobs j
       where j.queue = q.name and j.status = 'pending' and j.priority = level and j.run_at <= next_in_turn.moment
