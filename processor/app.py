@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from processor.context import JobContext
 from processor.cron import Cron
 from processor.errors import UsageError
 from processor.jsonb import to_jsonb
 from processor.retry import Classifier
+from processor.signature import payload_adapter, payload_schema, where
 
 Function = Callable[[JobContext[Any]], Awaitable[Any]]
 F = typing.TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -180,15 +181,15 @@ class Processor:
             if kind in self._handlers:
                 other = self._handlers[kind].function
                 raise UsageError(
-                    f"Two handlers for {kind!r}: {_where(other)} and {_where(function)}. Rename one."
+                    f"Two handlers for {kind!r}: {where(other)} and {where(function)}. Rename one."
                 )
-            payload = _payload_adapter(kind, function)
+            payload = payload_adapter(kind, function)
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
                 queue=queue,
                 payload=payload,
-                payload_schema=_schema(kind, payload),
+                payload_schema=payload_schema(kind, payload),
                 credits_per_job=credits_per_job,
                 credits_per_item=credits_per_item,
                 public=public,
@@ -330,68 +331,3 @@ def _bad_name(what: str, name: str, rule: str, pattern: re.Pattern[str]) -> str:
     suggestion = re.sub(r"[^a-z0-9_.-]+", "_", name.strip().lower())[:63].strip("_.-")
     near = f" Did you mean {suggestion!r}?" if pattern.fullmatch(suggestion) else ""
     return f"The {what} {name!r} must be {rule}.{near}"
-
-
-def _payload_adapter(kind: str, function: Callable[..., Any]) -> TypeAdapter[Any]:
-    """Find the payload's type in the handler's annotation."""
-    where = _where(function)
-    if not inspect.iscoroutinefunction(function):
-        raise UsageError(f"The handler of {kind!r}, {where}, must be `async def`.")
-    parameters = list(inspect.signature(function).parameters.values())
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
-    ]
-    if not parameters or len(required) > 1 or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
-        raise UsageError(
-            f"The handler of {kind!r}, {where}, must take one argument: (job: JobContext[Payload])."
-        )
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise UsageError(
-            f"The annotations of {where} name something that cannot be found: {error}. "
-            "Define the payload's type at the top level of the module."
-        ) from error
-    annotation = hints.get(parameters[0].name, JobContext)
-    if annotation is JobContext:
-        return TypeAdapter(dict[str, Any])
-    if typing.get_origin(annotation) is not JobContext:
-        raise UsageError(
-            f"The handler of {kind!r}, {where}, takes {_name(annotation)}; "
-            f"write `{parameters[0].name}: JobContext[{_name(annotation)}]`: "
-            "the payload is then `job.payload`."
-        )
-    payload = typing.get_args(annotation)[0]
-    if isinstance(payload, typing.TypeVar) or payload is Any:
-        return TypeAdapter(dict[str, Any])
-    if payload in {str, int, float, bool, list, tuple, set, bytes} or typing.get_origin(payload) in {
-        list,
-        tuple,
-        set,
-    }:
-        raise UsageError(
-            f"JobContext[{_name(payload)}] of {where}: a payload is a JSON object, so its type must be "
-            "a pydantic model, a dataclass, a TypedDict or a dict."
-        )
-    try:
-        return TypeAdapter(payload)
-    except (PydanticSchemaGenerationError, PydanticUserError) as error:
-        raise UsageError(
-            f"JobContext[{_name(payload)}] of {where} cannot be validated: {error}. "
-            "Use a pydantic model, a dataclass, a TypedDict or a dict."
-        ) from error
-
-
-def _schema(kind: str, payload: TypeAdapter[Any]) -> dict[str, Any]:
-    try:
-        return payload.json_schema()
-    except PydanticUserError as error:
-        raise UsageError(f"The payload of {kind!r} has no JSON Schema: {error}") from error
-
-
-def _where(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def _name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
