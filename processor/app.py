@@ -4,21 +4,20 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from processor.context import JobContext
 from processor.cron import Cron
 from processor.errors import UsageError
 from processor.jsonb import to_jsonb
 from processor.retry import Classifier
-from processor.signature import payload_adapter, payload_schema, where
+from processor.signature import Sort, payload_adapter, payload_schema, sort_of, where
 
-Function = Callable[[JobContext[Any]], Awaitable[Any]]
-F = typing.TypeVar("F", bound=Callable[..., Awaitable[Any]])
+Function = Callable[..., Any]
+F = typing.TypeVar("F", bound=Callable[..., Any])
 CatchUp = Literal["none", "last", "all"]
 """For times at which no worker was alive: nothing, one job for the last of them, a job for each."""
 
@@ -34,6 +33,7 @@ class Handler:
 
     kind: str
     function: Function
+    sort: Sort
     queue: str
     payload: TypeAdapter[Any]
     payload_schema: dict[str, Any]
@@ -145,10 +145,13 @@ class Processor:
         max_items: int | None = None,
         item_concurrency: int | None = None,
         timeout: float | None = None,
+        process: bool = False,
         description: str | None = None,
     ) -> Callable[[F], F]:
         """Declare the handler of a kind of job.
 
+        An ``async def`` takes a :class:`JobContext` and runs in the event loop; a ``def`` takes a
+        :class:`SyncJobContext` and runs in a thread, or with ``process`` in a process that can be killed.
         ``public`` lets signed-in users create such jobs. Credits are what a job, and each of its items,
         costs its owner. ``timeout`` is in seconds and limits one attempt, beside the queue's own.
         ``description`` defaults to the first line of the docstring.
@@ -183,10 +186,12 @@ class Processor:
                 raise UsageError(
                     f"Two handlers for {kind!r}: {where(other)} and {where(function)}. Rename one."
                 )
-            payload = payload_adapter(kind, function)
+            sort = sort_of(kind, function, process=process)
+            payload = payload_adapter(kind, function, sort)
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
+                sort=sort,
                 queue=queue,
                 payload=payload,
                 payload_schema=payload_schema(kind, payload),
@@ -215,6 +220,7 @@ class Processor:
         queue: str = "default",
         item_concurrency: int | None = None,
         timeout: float | None = None,
+        process: bool = False,
         description: str | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler and run it by the clock.
@@ -237,6 +243,7 @@ class Processor:
                 queue=queue,
                 item_concurrency=item_concurrency,
                 timeout=timeout,
+                process=process,
                 description=description,
             )(function)
             self._schedules[name] = self._with_payload(schedule, payload)

@@ -1,13 +1,13 @@
 """What a handler holds while it runs: the job, its items, and the lines back to the daemon."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 from uuid import UUID
 
 from processor.errors import ErrorCode, JobError
+from processor.facts import JobFacts, P
 from processor.job import (
     Cancel,
     Child,
@@ -27,15 +27,24 @@ from processor.log import JobLog
 if TYPE_CHECKING:
     from supabase import AsyncClient
 
-P = TypeVar("P")
-
 
 class Desk(Protocol):
-    """What a context needs from whoever runs the job."""
+    """What a context needs from whoever runs the job.
+
+    Everything but ``stopping`` and ``classify`` raises ``CancelledError`` when the job is not this
+    process's any more.
+    """
 
     @property
     def supabase(self) -> "AsyncClient":
         """A client for the application's own tables, storage and functions."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody wants the handler to stop."""
+
+    def admit(self) -> None:
+        """Let the handler go on, if the job is still this process's."""
 
     def progress(self, job: Job, fraction: float, message: str | None) -> None:
         """Note the job's progress; the latest of a moment is written."""
@@ -77,7 +86,7 @@ class JobItem(Generic[P]):
         return f"JobItem({self.key!r}, attempts={self.attempts})"
 
 
-class JobContext(Generic[P]):
+class JobContext(JobFacts[P]):
     """The job as its handler sees it.
 
     Annotate the handler's parameter as ``JobContext[Card]`` and ``payload`` is a validated ``Card``.
@@ -93,73 +102,17 @@ class JobContext(Generic[P]):
         item_concurrency: int = 3,
         deadline: datetime | None = None,
     ) -> None:
-        self.payload: P = payload
+        super().__init__(job, payload, deadline)
         self.cancelled = asyncio.Event()
         """Set when somebody wants the handler to stop; it gets a CancelledError at the same moment."""
-        self.deadline = deadline
-        """When the handler will be stopped, if it has a timeout."""
         self.log = JobLog(logger, lambda level, message, fields: desk.log(job, level, message, fields))
         self.items: tuple[JobItem[P], ...] = tuple(JobItem(self, item, desk) for item in job.items)
         """The items that are not done yet."""
-        self._job = job
         self._desk = desk
         self._item_concurrency = item_concurrency
         self._done = {item.position: (item.key, item.result) for item in job.done}
         self._going = False
-        self._children = {child.id: child for child in job.children}
         self._unnamed = 0
-
-    @property
-    def id(self) -> UUID:
-        """The job's id: stable over attempts, so good as an idempotency key for upstreams."""
-        return self._job.id
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return self._job.kind
-
-    @property
-    def queue(self) -> str:
-        """The queue it came from."""
-        return self._job.queue
-
-    @property
-    def owner_id(self) -> UUID | None:
-        """The user whose job it is; None for jobs of the application itself."""
-        return self._job.owner_id
-
-    @property
-    def parent_id(self) -> UUID | None:
-        """The job that this one is a child of."""
-        return self._job.parent_id
-
-    @property
-    def children(self) -> tuple[Child, ...]:
-        """The job's children in the order they were made, as they were when it was claimed; new ones too."""
-        return tuple(self._children.values())
-
-    @property
-    def attempt(self) -> int:
-        """How many times the job has been claimed, this time included."""
-        return self._job.attempt
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The job's tags."""
-        return self._job.tags or ()
-
-    @property
-    def tick(self) -> datetime | None:
-        """The time of its schedule that the job is for, in UTC; None if no schedule made it.
-
-        After an outage, and in another attempt, it is earlier than now.
-        """
-        for tag in self.tags:
-            if tag.startswith("tick:"):
-                with contextlib.suppress(ValueError):
-                    return datetime.fromisoformat(tag.removeprefix("tick:"))
-        return None
 
     @property
     def supabase(self) -> "AsyncClient":
@@ -185,11 +138,13 @@ class JobContext(Generic[P]):
         """
         if self._going:
             raise RuntimeError("each() is already going through the items: await it before the next call.")
+        self._desk.admit()
         limit = asyncio.Semaphore(concurrency or self._item_concurrency)
         done = self._done
 
         async def run(item: JobItem[P]) -> None:
             async with limit:
+                self._desk.admit()
                 outcome = await self._attempt(function, item)
                 if await self._desk.finish_item(self._job, outcome) is None and outcome.failure is None:
                     done[item.position] = (item.key, outcome.result)
@@ -204,6 +159,9 @@ class JobContext(Generic[P]):
         except* (Snooze, Wait, Cancel) as decisions:
             decision = decisions.exceptions[0]
         else:
+            self._desk.admit()
+            if self._desk.stopping:  # a group passes over the cancellation of its tasks in silence
+                raise asyncio.CancelledError
             return dict(done[position] for position in sorted(done))
         finally:
             self._going = False
@@ -245,19 +203,8 @@ class JobContext(Generic[P]):
         if not wanted:
             return ()
         ids = await self._desk.spawn(self._job, wanted, on_child_failure)
-        for child_id, child in zip(ids, wanted, strict=True):
-            self._children.setdefault(child_id, Child(id=child_id, kind=child["kind"]))
+        self._adopt([Child(id=made, kind=child["kind"]) for made, child in zip(ids, wanted, strict=True)])
         return tuple(self._children[child_id] for child_id in ids)
-
-    def join(self) -> tuple[Child, ...]:
-        """Return the children once all have ended; before that, raise :class:`Wait`.
-
-        The job then gives its slot back, and the handler runs again, from the top, when the last child
-        has ended. A child may have failed: look at its ``status``, or spawn with ``on_child_failure="fail"``.
-        """
-        if any(not child.ended for child in self.children):
-            raise Wait
-        return self.children
 
     def _checked(self, child: NewChild) -> NewChild:
         """Return the child as plain JSON, with a key."""
@@ -284,7 +231,7 @@ class JobContext(Generic[P]):
             raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or task.cancelling() or self._desk.stopping:
                 raise
             # what it awaited was cancelled by others; a task group would pass over that in silence
             failure = Failure("HANDLER_CRASHED", "the item ended with CancelledError", retryable=True)

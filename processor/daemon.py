@@ -16,12 +16,14 @@ from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.errors import ApiError, ConfigError
-from processor.executor import Executor, Stop
+from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
+from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.report import Reporter
 from processor.rpc import Rpc
+from processor.run import Stop
 from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
@@ -73,12 +75,15 @@ class Daemon:
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
-        self._worker.employ(Executor(app, settings, self._settler, self._reporter, self._client))
+        hold = Hold()
+        self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold)
+        self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
         self._lease = Lease(
             self.rpc,
             self.id,
             self._worker,
+            hold,
             seconds=settings.lease_seconds,
             feed_mode=lambda: self._feed.mode,
             on_beat=self._feed.heartbeat_sent,
@@ -183,6 +188,7 @@ class Daemon:
                 log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
         if self._web is not None:
             await self._web.stop()
+        await self._executor.close()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:
@@ -201,7 +207,7 @@ class Daemon:
             hurried.cancel()
 
     async def _register(self) -> None:
-        sent = asyncio.get_running_loop().time()
+        sent = clock()
         answer = await self.rpc.register_worker(
             {
                 "id": str(self.id),
@@ -240,6 +246,7 @@ class Daemon:
             "registered": None if self._registered else "the API has not accepted this worker yet",
             "lease": "no heartbeat gets through" if self._lease.fenced else None,
             "first_sweep": None if self._worker.looked else "no claim has been answered yet",
+            "slots": self._worker.blocked,
             "accepting": "it is stopping" if self._draining or self._stop.is_set() else None,
         }
 

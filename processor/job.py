@@ -179,6 +179,13 @@ class Discard(Decision):
         super().__init__(reason)
 
 
+def refuse_decision(result: object) -> None:
+    """Raise a ``ValueError`` that teaches, if a decision was returned instead of raised."""
+    if isinstance(result, Decision) or (isinstance(result, type) and issubclass(result, Decision)):
+        name = (result if isinstance(result, type) else type(result)).__name__
+        raise ValueError(f"the handler returned {name}; write `raise {name}(…)`")  # noqa: TRY004 - a result's value
+
+
 def _seconds(name: str, delay: float) -> float:
     if not 0 <= delay <= 365 * 86400:
         raise ValueError(f"{name}(delay={delay!r}): the delay is in seconds, from 0 to a year.")

@@ -67,13 +67,14 @@ class JobLog:
 
     def __init__(self, logger: Any, keep: Callable[[str, str, dict[str, Any]], None]) -> None:
         self._logger = logger
-        self._keep = keep
+        self.keep = keep
+        """Keeps a line for the job's owner: level, message, fields."""
 
     def bind(self, **fields: Any) -> "JobLog":
         """Return a logger that adds ``fields`` to each of its lines."""
 
         def keep(level: str, message: str, more: dict[str, Any]) -> None:
-            self._keep(level, message, {**fields, **more})
+            self.keep(level, message, {**fields, **more})
 
         return JobLog(self._logger.bind(**fields), keep)
 
@@ -94,5 +95,5 @@ class JobLog:
         self._log("error", message, fields)
 
     def _log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self.keep(level, message, fields)  # first: it refuses what is not ours to say any more
         getattr(self._logger, level)("job.log", message=message, **fields)
-        self._keep(level, message, fields)

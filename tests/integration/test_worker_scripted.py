@@ -14,11 +14,13 @@ from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.context import JobContext
-from processor.executor import Executor, Run, Stop
+from processor.executor import Executor
+from processor.hold import Hold, clock
 from processor.job import Job, Outcome, OutcomeKind
 from processor.lease import Lease
 from processor.report import Reporter
 from processor.rpc import Attempt, Rpc
+from processor.run import Run, Stop
 from processor.settle import Settler
 from processor.worker import Worker
 from tests.integration.scripted_api import ScriptedApi, scripted_api
@@ -131,6 +133,7 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         rpc,
         ME,
         worker,
+        Hold(),
         seconds=90,
         feed_mode=lambda: "polling",
         on_beat=lambda _at: None,
@@ -140,7 +143,7 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
     worker.wake("sweep")
     async with running(worker.run()):
         await becomes(lambda: api.calls["claim_jobs"])  # answered with 503: was it heard? nobody knows
-        lease.begin(90, sent=asyncio.get_running_loop().time())
+        lease.begin(90, sent=clock())
         async with running(lease.beat_forever()):
             await becomes(lambda: api.calls["release_jobs"])
     assert api.calls["release_jobs"][0]["jobs"] == [{"id": str(lost.id), "attempt": 1}]
@@ -194,7 +197,9 @@ async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settle
     settings = Settings(url=api.url, key="e30.e30.x")
     reporter = Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
     settler = make_settler(rpc)
-    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"))
+    hold = Hold()
+    hold.extend(clock() + 60)
+    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold)
     run = Run(a_job(), wake="sweep", queued_ms=0)
     async with running(settler.run()):
         await asyncio.wait_for(executor.run(run), 5)

@@ -144,7 +144,7 @@ async def unknown_name(job: "JobContext[Nowhere]"): ...  # noqa: F821 - the mist
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        (not_async, "must be `async def`"),
+        (not_async, "write `job: SyncJobContext`, or make it `async def`"),
         (no_argument, "must take one argument"),
         (two_arguments, "must take one argument"),
         (payload_itself, r"write `job: JobContext\[Card\]`"),
