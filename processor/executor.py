@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -103,7 +102,7 @@ class Executor:
             desk,
             logger=run.log,
             item_concurrency=brief.item_concurrency,
-            deadline=brief.deadline,
+            deadline=brief.deadline(),
         )
         return await self._handle(run, handler, context, brief)
 
@@ -115,11 +114,10 @@ class Executor:
 
     def _check(self, run: Run, handler: Handler) -> Brief:
         """Validate the payload; raises pydantic's ``ValidationError``."""
-        timeout = self._timeout(run.job, handler)
         return Brief(
             run.job,
             handler.payload.validate_python(run.job.payload),
-            deadline=None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout),
+            timeout=self._timeout(run.job, handler),
             item_concurrency=handler.item_concurrency or self._settings.item_concurrency,
         )
 
@@ -132,9 +130,9 @@ class Executor:
         )
         stop = asyncio.create_task(run.until_stopped(), name=f"stop:{run.job.id}")
         try:
-            await asyncio.wait(
-                {task, stop}, timeout=self._timeout(run.job, handler), return_when=asyncio.FIRST_COMPLETED
-            )
+            if handler.sort is Sort.PROCESS:
+                await self._until_begun(run, {task, stop})
+            await asyncio.wait({task, stop}, timeout=brief.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
@@ -159,6 +157,14 @@ class Executor:
                 return self._raised(run, context, error)
             run.log.warning("job.clean_up_failed", exc_info=error)
         return self._stopped(run, handler)
+
+    async def _until_begun(self, run: Run, others: set[asyncio.Task[Any]]) -> None:
+        """Wait until the handler has its process: only then does its time run."""
+        begun = asyncio.create_task(run.begun.wait(), name=f"begun:{run.job.id}")
+        try:
+            await asyncio.wait({begun, *others}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            begun.cancel()
 
     def _raised(self, run: Run, context: JobContext[Any], error: BaseException) -> Outcome:
         """Classify what a handler raised: a decision, or a failure."""
@@ -259,8 +265,14 @@ class Executor:
             return await call_in_thread(
                 handler.function, context, brief, gate, logger=run.log, client=self._client.blocking
             )
-        fields = structlog.get_context(run.log)
-        return await self._processes.call(handler.function, context, brief, gate, fields=fields)
+        return await self._processes.call(
+            handler.function,
+            context,
+            brief,
+            gate,
+            fields=structlog.get_context(run.log),
+            on_begun=run.begun.set,
+        )
 
 
 def _strayed(run: Run, task: asyncio.Task[Any]) -> None:

@@ -38,6 +38,8 @@ class Run:
         """The longest wait in seconds that a failed item asked for."""
         self.stray: asyncio.Task[Any] | None = None
         """The handler, if it could not be stopped and was left to itself."""
+        self.begun = asyncio.Event()
+        """A handler that has to wait for a process has been called in one."""
         self._stop = asyncio.Event()
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Unpack
 
 from processor.calls.line import Line
@@ -23,8 +23,13 @@ class Brief:
 
     job: Job
     payload: Any
-    deadline: datetime | None
+    timeout: float | None
+    """In seconds, from the moment the handler is called."""
     item_concurrency: int
+
+    def deadline(self) -> datetime | None:
+        """Return when a handler that is called now will be stopped."""
+        return None if self.timeout is None else datetime.now(UTC) + timedelta(seconds=self.timeout)
 
 
 class SyncJobItem(Generic[P]):
@@ -55,7 +60,7 @@ class SyncJobContext(JobFacts[P]):
     """
 
     def __init__(self, brief: Brief, line: Line, *, logger: Any, client: "Callable[[], Client]") -> None:
-        super().__init__(brief.job, brief.payload, brief.deadline)
+        super().__init__(brief.job, brief.payload, brief.deadline())
         self.cancelled = threading.Event()
         """Set when somebody wants the handler to stop."""
         self.log = JobLog(logger, self._keep)

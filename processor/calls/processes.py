@@ -25,6 +25,8 @@ LOOK_SECONDS = 1.0
 """How long a handler may take to see that it is to stop, before SIGTERM says so."""
 LOST_SECONDS = 0.2
 """The same where the job is somebody else's already."""
+START_SECONDS = 60.0
+"""How long a process may take to import what the handler needs, before the handler's own time runs."""
 KILL_SECONDS = 2.0
 """How much longer than its grace a handler may take to be killed."""
 
@@ -55,18 +57,25 @@ class Processes:
         gate: Gate,
         *,
         fields: dict[str, Any],
+        on_begun: Callable[[], None],
     ) -> Any:
-        """Return or raise what ``function`` does, in a process; cancelled, it is killed if it must be."""
+        """Return or raise what ``function`` does, in a process; cancelled, it is killed if it must be.
+
+        ``on_begun`` is called when the function is, after the wait for a process and for what it imports
+        (or when that takes longer than a minute). ``fields`` are those of the lines it logs.
+        """
         async with self._free:
             process = self._take() or await _Process.start(self._client)
             self._busy.add(process)
             switchboard = Switchboard(context, process.send)
+            late = asyncio.get_running_loop().call_later(START_SECONDS, on_begun)
             try:
                 process.send(
                     ("job", function.__module__, function.__qualname__, brief, fields, self._hold.ends)
                 )
-                answer = await self._until_ended(process, switchboard, gate)
+                answer = await self._until_ended(process, switchboard, gate, on_begun)
             finally:
+                late.cancel()
                 self._busy.discard(process)
                 await switchboard.close()
                 if process.usable:
@@ -94,8 +103,10 @@ class Processes:
         for process in self._busy:
             process.send(("lease", ends))
 
-    async def _until_ended(self, process: "_Process", switchboard: Switchboard, gate: Gate) -> Answer:
-        reader = asyncio.create_task(process.read(switchboard), name=f"process:{process.pid}")
+    async def _until_ended(
+        self, process: "_Process", switchboard: Switchboard, gate: Gate, on_begun: Callable[[], None]
+    ) -> Answer:
+        reader = asyncio.create_task(process.read(switchboard, on_begun), name=f"process:{process.pid}")
         try:
             await asyncio.wait({reader})
         except asyncio.CancelledError:
@@ -188,7 +199,7 @@ class _Process:
         if self._process.returncode is None:
             self._process.send_signal(number)
 
-    async def read(self, switchboard: Switchboard) -> Answer | None:
+    async def read(self, switchboard: Switchboard, on_begun: Callable[[], None]) -> Answer | None:
         """Serve its calls until the handler ends; None: the process did."""
         while True:
             try:
@@ -202,6 +213,8 @@ class _Process:
             match message:
                 case ("record", record):
                     logs.relay(record, pid=self.pid)
+                case ("begun",):
+                    on_begun()
                 case ("end", answer):
                     ended: Answer = answer
                     return ended
