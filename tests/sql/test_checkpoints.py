@@ -1,11 +1,13 @@
 """Checkpoints: a step that is completed is known to every later attempt, and to a job that repeats it."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from processor.jsonb import as_stored, to_jsonb
 from tests.sql.harness import ALICE, NOON, Project, Row, Worker, done, fence, fixture
 
 MIB = 1024 * 1024
@@ -238,3 +240,17 @@ async def test_two_reports_of_one_checkpoint_at_once_do_not_meet_at_the_index(da
             await save(worker.through(second), job, fetched=1)
     [answer] = await save(worker.through(second), job, fetched=1)
     assert answer["error"] is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"long": 1, "b": 2, "a": {"é": 1, "zz": 2}},
+        [1e23, 1e-7, 1.5e300, -1e16, 1e15, 123456789012345678.0, 2.0, 0.1, 10**40, 5e-324],
+        [True, False, None, "1e+23", "\\u0000", ["x", {}], -1],
+    ],
+)
+async def test_what_a_handler_gets_at_once_is_what_jsonb_gives_back(project, value):
+    """Types and the order of keys included."""
+    text = await project.sql("select $1::jsonb::text", to_jsonb(value))
+    assert json.dumps(as_stored(to_jsonb(value))) == json.dumps(json.loads(text))
