@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,9 +29,11 @@ class Place:
         self.eventually = eventually
 
     @asynccontextmanager
-    async def daemon(self, breaks: str = "", **environment: str) -> AsyncIterator[Daemon]:
+    async def daemon(
+        self, breaks: str = "", *, target: str = "tests.apps.shared:app", **environment: str
+    ) -> AsyncIterator[Daemon]:
         daemon = await Daemon.start(
-            "tests.apps.shared:app",
+            target,
             {
                 "SUPABASE_URL": self.stack.url,
                 "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
@@ -46,12 +49,12 @@ class Place:
         finally:
             await daemon.close()
 
-    async def create(self, payload: dict[str, Any]) -> str:
-        arguments = {"kind": f"{self.queue}.use", "payload": payload}
+    async def create(self, payload: dict[str, Any], kind: str | None = None) -> str:
+        arguments = {"kind": kind or f"{self.queue}.use", "payload": payload}
         return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
 
-    async def do(self, **payload: Any) -> dict[str, Any]:
-        job_id = await self.create(payload)
+    async def do(self, kind: str | None = None, **payload: Any) -> dict[str, Any]:
+        job_id = await self.create(payload, kind)
 
         async def finished() -> dict[str, Any] | None:
             row = (await self.rest.table("jobs").select("*").eq("id", job_id).single().execute()).data
@@ -157,6 +160,44 @@ async def test_a_resource_that_ends_by_itself_ends_the_daemon_loudly(place: Plac
         [death] = daemon.all("daemon.task_died", task="resource fuse")
         assert "the fuse is blown" in str(death)
         assert order(daemon)[-2:] == ["-model", "-folder"]
+
+
+README_HEAD = """
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from pydantic import BaseModel
+from processor import JobContext, Processor
+
+app = Processor()
+
+class Page(BaseModel):
+    url: str
+
+async def summarise(text: str) -> int:
+    return len(text)
+"""
+
+
+async def test_the_examples_of_the_readme_work_together(place: Place, tmp_path: Path, monkeypatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    examples = []
+    for title in ("What handlers share", "Steps that are not repeated"):
+        section = text[text.index(f"## {title}") :]
+        example = section[section.index("```python\n") + 10 :]
+        examples.append(example[: example.index("```")])
+    (tmp_path / "app.py").write_text("\n".join([README_HEAD, *examples]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with place.daemon(target="app:app", PROCESSOR_QUEUES="digests") as daemon:
+        await daemon.ready()
+        row = await place.do("digest", url=f"{place.stack.url}/auth/v1/health")
+        assert row["status"] == "completed", row
+        assert row["result"]["digest"] > 0
+        assert await daemon.event("job.log", job_id=row["id"], message="done")
+        steps = place.rest.table("job_checkpoints").select("name").eq("job_id", row["id"]).order("name")
+        assert (await steps.execute()).data == [{"name": "fetch"}, {"name": "summarise"}]
 
 
 class Shelf:
