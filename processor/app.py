@@ -244,8 +244,8 @@ class Processor:
             needed = resources.wanted_by(function, after=1)
             if needed and sort is Sort.PROCESS:
                 raise UsageError(
-                    f"The handler of {kind!r}, {where(function)}, takes {needed[0]!r}, but with process=True it "
-                    "runs where no resource is. Make one there, in a function with @functools.cache."
+                    f"The handler of {kind!r}, {where(function)}, takes {needed[0]!r}, but with process=True "
+                    "it runs where no resource is. Make one there, in a function with @functools.cache."
                 )
             self._handlers[kind] = Handler(
                 kind=kind,

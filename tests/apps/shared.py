@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from processor import JobContext, JobError, Processor, Snooze
+from processor import JobContext, JobError, Processor, Snooze, SyncJobContext
 
 PREFIX = os.environ.get("TEST_PREFIX", "test")
 BREAK = os.environ.get("TEST_BREAK")
@@ -111,6 +111,13 @@ async def use(job: JobContext, model: dict, fuse: asyncio.Event, extra: str = "d
         fuse.set()
     await asyncio.sleep(job.payload.get("seconds", 0))
     return {"model": model, "extra": extra}
+
+
+@app.job(f"{PREFIX}.plain", queue=PREFIX)
+def plain(job: SyncJobContext, limit: int) -> dict:
+    """Use what is shared from a thread."""
+    job.log.info("handler")
+    return {"limit": limit}
 
 
 @app.job(f"{PREFIX}.elsewhere", queue=f"{PREFIX}.elsewhere")

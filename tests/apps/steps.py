@@ -9,7 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from processor import Discard, JobContext, JobError, JobItem, Processor, Retry, Snooze
+from processor import (
+    Discard,
+    JobContext,
+    JobError,
+    JobItem,
+    Processor,
+    Retry,
+    Snooze,
+    SyncJobContext,
+    SyncJobItem,
+)
 
 PREFIX = os.environ.get("TEST_PREFIX", "test")
 KIB = 1024
@@ -41,6 +51,35 @@ async def chain(job: JobContext) -> list:
             raise Discard("not today")
     results.append(await job.checkpoint("three", lambda: [job.attempt]))
     return results
+
+
+def sync_steps(job: SyncJobContext) -> list:
+    """Take steps that block, with one shared by all items, and stumble after them once."""
+
+    def one(item: SyncJobItem) -> str:
+        return item.key + job.checkpoint("token", token, 1, b=2)
+
+    def token(a: int, b: int) -> str:
+        job.log.info("step", step="token")
+        return f"t{a}{b}"
+
+    results = [job.checkpoint("first", dict, n=(1, 2))]
+    if job.attempt == 1:
+        results.append(job.each(one))
+        raise Retry("and once more", delay=0)
+    return [*results, job.checkpoint("token", token, 1, b=2)]
+
+
+@job("thread")
+def thread(job: SyncJobContext) -> list:
+    """Take steps in a thread."""
+    return sync_steps(job)
+
+
+@job("process", process=True)
+def process(job: SyncJobContext) -> list:
+    """Take steps in a process."""
+    return sync_steps(job)
 
 
 @job("values")

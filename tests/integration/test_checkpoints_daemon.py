@@ -139,6 +139,14 @@ async def test_items_share_a_step_and_have_their_own(shared: Steps, daemon: Daem
     assert sorted(taken(daemon, row["id"])) == ["a", "b", "c", "d", "token"]
 
 
+@pytest.mark.parametrize("sort", ["thread", "process"])
+async def test_plain_handlers_take_steps_as_well(shared: Steps, daemon: Daemon, sort: str) -> None:
+    row = await shared.do(sort, items=["a", "b"])
+    assert (row["status"], row["attempt"], row["error_message"]) == ("completed", 2, None), row
+    assert row["result"] == [{"n": [1, 2]}, "t12"]
+    assert taken(daemon, row["id"]) == ["token"]
+
+
 async def test_a_step_that_fails_stores_nothing_and_leaves_its_name_free(
     shared: Steps, daemon: Daemon
 ) -> None:

@@ -110,6 +110,10 @@ async def test_middleware_goes_around_every_handler_the_first_one_outermost(plac
         assert spoken(daemon, row["id"]) == ["outer", "inner", "handler", "outer is back"]
         assert list(row["result"]) == ["outer"]
 
+        plain = await place.do(f"{place.queue}.plain")
+        assert spoken(daemon, plain["id"]) == ["outer", "inner", "handler", "outer is back"]
+        assert plain["result"] == {"outer": {"limit": 3}}
+
         skipped = await place.do(inner="skip")
         assert (skipped["status"], skipped["result"]) == ("completed", "skipped")
         assert spoken(daemon, skipped["id"]) == ["outer", "inner", "outer is back"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from processor import JobContext, Processor, UsageError
+from processor import JobContext, Processor, SyncJobContext, UsageError
 from processor.config import Settings
 from processor.daemon import Daemon
 
@@ -161,3 +161,11 @@ async def positional(job, http, /) -> None: ...
 def test_a_handler_that_takes_a_resource_by_position_only_teaches() -> None:
     with pytest.raises(UsageError, match="by position only"):
         Processor().job("x")(positional)
+
+
+def in_a_process(job: SyncJobContext, model) -> None: ...
+
+
+def test_a_handler_in_a_process_cannot_have_resources_and_is_told_what_to_do() -> None:
+    with pytest.raises(UsageError, match=r"takes 'model', but with process=True .*functools\.cache"):
+        Processor().job("x", process=True)(in_a_process)
