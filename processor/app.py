@@ -1,18 +1,20 @@
 """The registry that users import: handlers, with the name and the price of what each does, and schedules."""
 
-import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from processor import middleware, resources
 from processor.cron import Cron
-from processor.errors import UsageError
+from processor.errors import UsageError, did_you_mean
 from processor.jsonb import to_jsonb
+from processor.middleware import Middleware
+from processor.resources import Resource
 from processor.retry import Classifier
 from processor.signature import Sort, payload_adapter, payload_schema, sort_of, where
 
@@ -44,6 +46,7 @@ class Handler:
     item_concurrency: int | None
     timeout: float | None
     description: str | None
+    resources: tuple[str, ...]
 
     def declaration(self) -> dict[str, Any]:
         """Return what the database is told about it."""
@@ -103,6 +106,8 @@ class Processor:
         self._handlers: dict[str, Handler] = {}
         self._schedules: dict[str, Schedule] = {}
         self._classifier = Classifier()
+        self._middlewares: list[Middleware] = []
+        self._resources: dict[str, Resource] = {}
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -118,6 +123,54 @@ class Processor:
     def classifier(self) -> Classifier:
         """What exceptions mean to this application."""
         return self._classifier
+
+    @property
+    def middlewares(self) -> Sequence[Middleware]:
+        """What goes around every handler, the outermost first."""
+        return self._middlewares
+
+    def resources_of(self, kinds: Collection[str]) -> tuple[Resource, ...]:
+        """Return the resources that handlers of these kinds need, and middleware; each after its own needs.
+
+        Raises :class:`UsageError` where something needs a resource that is not declared.
+        """
+        wanted = {
+            f"handler of {handler.kind!r}, {where(handler.function)}": handler.resources
+            for handler in self._handlers.values()
+            if handler.kind in kinds
+        }
+        wanted |= {layer.title: layer.resources for layer in self._middlewares}
+        return resources.in_order(self._resources, wanted)
+
+    def middleware(self, function: F) -> F:
+        """Put ``async def function(job, call_next)`` around every handler, inside those declared before.
+
+        What it returns is the job's result: ``return await call_next(job)``. What it raises counts as if the
+        handler had raised it. It may take resources too.
+
+        Raises :class:`UsageError` where it cannot work.
+        """
+        self._middlewares.append(middleware.declared(function))
+        return function
+
+    def resource(self, function: F) -> F:
+        """Start something once for all jobs, and give it to every handler with a parameter of its name.
+
+        A function that yields is resumed when the daemon has ended its jobs; one that returns only starts
+        something. ``def`` runs in a thread, for what blocks, such as loading a model. Its own parameters are
+        other resources. Only what the served handlers need is started, before the daemon takes jobs.
+
+        Raises :class:`UsageError` where it cannot work.
+        """
+        resource = resources.declared(function)
+        if resource.name in self._resources:
+            other = self._resources[resource.name].function
+            raise UsageError(
+                f"Two resources {resource.name!r}: {where(other)} and {where(function)}. Rename one."
+            )
+        resources.refuse_circle({**self._resources, resource.name: resource}, resource.name)
+        self._resources[resource.name] = resource
+        return function
 
     def error(
         self,
@@ -188,6 +241,12 @@ class Processor:
                 )
             sort = sort_of(kind, function, process=process)
             payload = payload_adapter(kind, function, sort)
+            needed = resources.wanted_by(function, after=1)
+            if needed and sort is Sort.PROCESS:
+                raise UsageError(
+                    f"The handler of {kind!r}, {where(function)}, takes {needed[0]!r}, but with process=True "
+                    "it runs where no resource is. Make one there, in a function with @functools.cache."
+                )
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
@@ -202,6 +261,7 @@ class Processor:
                 item_concurrency=item_concurrency,
                 timeout=timeout,
                 description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
+                resources=needed,
             )
             return function
 
@@ -326,12 +386,6 @@ class Processor:
         except ValueError as error:
             raise UsageError(f"Schedule {schedule.name!r}: its payload cannot be stored: {error}") from error
         return replace(schedule, payload=plain)
-
-
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """Return `` Did you mean …?`` for a near miss, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _bad_name(what: str, name: str, rule: str, pattern: re.Pattern[str]) -> str:

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Unpack
 from uuid import UUID
 
+from processor.checkpoints import Checkpoints
 from processor.errors import ErrorCode, JobError
 from processor.facts import JobFacts, P
 from processor.job import (
     Cancel,
+    Checkpoint,
     Child,
     ChildOptions,
     Failure,
@@ -26,6 +28,8 @@ from processor.log import JobLog
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
+
+A = ParamSpec("A")
 
 
 class Desk(Protocol):
@@ -60,6 +64,12 @@ class Desk(Protocol):
 
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Make an item's outcome durable; returns why it was refused, if it was."""
+
+    async def save_checkpoint(self, job: Job, step: Checkpoint) -> None:
+        """Make the result of a step durable."""
+
+    async def read_checkpoint(self, job: Job, name: str) -> Any:
+        """Get the result of a step that did not come with the job."""
 
     async def spawn(
         self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
@@ -112,6 +122,11 @@ class JobContext(JobFacts[P]):
         self._item_concurrency = item_concurrency
         self._done = {item.position: (item.key, item.result) for item in job.done}
         self._going = False
+        self._checkpoints = Checkpoints(
+            job.checkpoints,
+            save=lambda step: desk.save_checkpoint(job, step),
+            read=lambda name: desk.read_checkpoint(job, name),
+        )
         self._unnamed = 0
 
     @property
@@ -166,6 +181,26 @@ class JobContext(JobFacts[P]):
         finally:
             self._going = False
         raise decision
+
+    async def checkpoint(
+        self, name: str, function: Callable[A, Any], /, *args: A.args, **kwargs: A.kwargs
+    ) -> Any:
+        """Take a step once: run ``function(*args)``, async or not, unless an earlier attempt completed it.
+
+        What it returns is stored before this returns it, as JSON (at most 1 MiB), and every later attempt
+        gets it without running the step: after a crash, a retry, a snooze, and in the job that ``retry_job``
+        makes of this one. A step that raises stores nothing. What is returned is what JSON gives back, the
+        first time too: a date is a text, a tuple a list.
+
+        ``name``, of at most 200 characters, is the step's own within the job: put what tells it from the
+        others into it, such as the item's key. Asking again for the same step returns the same; while it
+        runs, waits for it.
+
+        Raises ``JobError`` which, if not caught, fails the job for good: ``CHECKPOINT_REFUSED`` when the
+        name stands for another step, ``INVALID_RESULT`` when the result cannot be stored.
+        """
+        self._desk.admit()
+        return await self._checkpoints.run(name, (function, args, kwargs))
 
     async def spawn(
         self,

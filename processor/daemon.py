@@ -22,6 +22,7 @@ from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.report import Reporter
+from processor.resources import Resources
 from processor.rpc import Rpc
 from processor.run import Stop
 from processor.schedules import Schedules
@@ -54,6 +55,7 @@ class Daemon:
         self._planned = [s for s in app.schedules.values() if s.kind in kinds]
         if idle := _without_handler(app, self._queues):
             raise ConfigError(_nothing_to_do(app, idle))
+        needed = app.resources_of(kinds)
         key = settings.key.get_secret_value()
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
@@ -76,7 +78,12 @@ class Daemon:
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
         hold = Hold()
-        self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold)
+        self._background = Background()
+        self._resources = Resources(
+            needed, lambda name, error: self._background.mourn(f"resource {name}", error)
+        )
+        shared = self._resources.values
+        self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold, shared)
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
         self._lease = Lease(
@@ -90,7 +97,6 @@ class Daemon:
             on_schedule=self._schedules.due_in,
             register=self._register,
         )
-        self._background = Background()
         self._web: HealthServer | None = None
         self._registered = False
         self._draining = False
@@ -130,6 +136,8 @@ class Daemon:
                 self._settings.http_host, self._settings.http_port, healthy=self._healthy, ready=self._ready
             )
             log.info("daemon.listening", url=await self._web.start())
+        if not await self._have_resources():
+            return
         await self._register()
         for name, part in (
             ("settler", self._settler.run()),
@@ -156,6 +164,19 @@ class Daemon:
             slots=self._settings.slots,
             version=__version__,
         )
+
+    async def _have_resources(self) -> bool:
+        """Start what handlers share, unless somebody wants to stop before all of it is there."""
+        starting = asyncio.create_task(self._resources.start(), name="resources")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting  # raises what kept one from starting
+            return starting.done()
+        finally:
+            starting.cancel()
+            stop.cancel()
 
     async def _until_stopped(self) -> None:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
@@ -186,6 +207,7 @@ class Daemon:
                     await self.rpc.deregister_worker(self.id)
             except (ApiError, TimeoutError) as error:
                 log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
+        await self._resources.stop()
         if self._web is not None:
             await self._web.stop()
         await self._executor.close()
@@ -243,6 +265,7 @@ class Daemon:
     def _ready(self) -> Mapping[str, Any]:
         return {
             **self._healthy(),
+            "resources": self._resources.starting and f"{self._resources.starting} is being started",
             "registered": None if self._registered else "the API has not accepted this worker yet",
             "lease": "no heartbeat gets through" if self._lease.fenced else None,
             "first_sweep": None if self._worker.looked else "no claim has been answered yet",

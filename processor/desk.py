@@ -8,7 +8,7 @@ from uuid import UUID
 from processor.clients import ApplicationClient
 from processor.errors import ErrorCode, JobError
 from processor.hold import Hold
-from processor.job import Failure, ItemOutcome, Job, NewChild, OnChildFailure
+from processor.job import Checkpoint, Failure, ItemOutcome, Job, NewChild, OnChildFailure
 from processor.jsonb import to_text
 from processor.report import Reporter
 from processor.retry import Classifier
@@ -101,16 +101,36 @@ class RunDesk:
             )
         return None
 
+    async def save_checkpoint(self, job: Job, step: Checkpoint) -> None:
+        """Store a step; raises ``JobError`` if it cannot be stored, or the job is somebody else's."""
+        self.admit()
+        settled = await self._settler.checkpoint(self._run.attempt, step)
+        self._check(stale=settled.stale)
+        if settled.error is not None:
+            raise JobError(to_text(settled.error), code=ErrorCode.INVALID_RESULT)
+        self._run.log.debug("checkpoint.saved", checkpoint=step.name)
+
+    async def read_checkpoint(self, job: Job, name: str) -> Any:
+        """Get a result that did not come with the job; raises ``JobError`` if that is somebody else's."""
+        self.admit()
+        answer = await self._settler.read_checkpoint(self._run.attempt, name)
+        self._check(stale=answer.stale)
+        return answer.result
+
     async def spawn(
         self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
     ) -> Sequence[UUID]:
         """Have the children made; raises ``JobError`` if the job is somebody else's."""
         self.admit()
         spawned = await self._settler.spawn(self._run.attempt, children, on_child_failure)
-        self.admit()
-        if spawned.stale:
-            self._run.stop(Stop.LOST)
-            raise JobError("another worker has the job", code=ErrorCode.LEASE_LOST)
+        self._check(stale=spawned.stale)
         made = sum(child.created for child in spawned.jobs)
         self._run.log.info("job.spawned", children=len(spawned.jobs), new=made)
         return [child.id for child in spawned.jobs]
+
+    def _check(self, *, stale: bool) -> None:
+        """Look at an answer: the job may have become somebody else's meanwhile."""
+        self.admit()
+        if stale:
+            self._run.stop(Stop.LOST)
+            raise JobError("another worker has the job", code=ErrorCode.LEASE_LOST)

@@ -5,6 +5,7 @@
     ProcessorError
     ├── UsageError               a mistake in a declaration, found at import
     ├── ConfigError              a setting that is missing or makes no sense
+    ├── ResourceFailed           something that handlers share could not be started
     ├── JobError                 raised by handlers: a failure with a code of its own
     └── ApiError                 the API said no, or said nothing
         ├── ApiUnreachable       no answer, or an answer from something in between
@@ -30,7 +31,9 @@
 # The names say what happened; an "Error" behind each of them would add nothing.
 # ruff: noqa: N818
 
+import difflib
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
@@ -55,6 +58,7 @@ class ErrorCode(StrEnum):
     ITEMS_FAILED = "ITEMS_FAILED"
     CHILD_FAILED = "CHILD_FAILED"
     CHILD_REFUSED = "CHILD_REFUSED"
+    CHECKPOINT_REFUSED = "CHECKPOINT_REFUSED"
     INSUFFICIENT_CREDITS = "INSUFFICIENT_CREDITS"
     TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
@@ -75,6 +79,7 @@ _FINAL = frozenset(
         ErrorCode.DISCARDED,
         ErrorCode.CHILD_FAILED,
         ErrorCode.CHILD_REFUSED,
+        ErrorCode.CHECKPOINT_REFUSED,
         ErrorCode.INSUFFICIENT_CREDITS,
         ErrorCode.CANCELLED,
         ErrorCode.REPLACED,
@@ -92,6 +97,10 @@ class UsageError(ProcessorError):
 
 class ConfigError(ProcessorError):
     """A setting that is missing or makes no sense; the message names the variable."""
+
+
+class ResourceFailed(ProcessorError):
+    """Something that handlers share could not be started; the message names it and says why."""
 
 
 class JobError(ProcessorError):
@@ -232,3 +241,10 @@ SQLSTATES: dict[str, type[ApiError]] = {
     "PT402": InsufficientCredits,
 }
 """What the SQL functions raise, and what it becomes here. A test proves that nothing is missing."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return `` Did you mean …?`` for a near miss, else nothing; a common ``prefix`` makes none nearer."""
+    others = {other.removeprefix(prefix): other for other in known}
+    near = difflib.get_close_matches(name.removeprefix(prefix), others, n=1)
+    return f" Did you mean {others[near[0]]!r}?" if near else ""

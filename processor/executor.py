@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +32,7 @@ from processor.job import (
     refuse_decision,
 )
 from processor.jsonb import to_jsonb, to_text
+from processor.middleware import around
 from processor.report import Reporter
 from processor.rpc import Settled
 from processor.run import Run, Stop, run_ms
@@ -50,11 +53,13 @@ class Executor:
         reporter: Reporter,
         client: ApplicationClient,
         hold: Hold,
+        resources: Mapping[str, Any],
     ) -> None:
         for handler in app.handlers.values():
             if handler.sort is Sort.PROCESS:
                 check_reachable(handler.kind, handler.function)
         self._app = app
+        self._resources = resources
         self._settings = settings
         self._settler = settler
         self._reporter = reporter
@@ -244,7 +249,7 @@ class Executor:
         task.add_done_callback(lambda ended: _strayed(run, ended))
 
     async def _call(self, run: Run, handler: Handler, context: JobContext[Any], brief: Brief) -> Any:
-        """Call the handler; ``sys.exit()`` in it is its failure, not the daemon's end."""
+        """Go through what is around the handler; ``sys.exit()`` is its failure, not the daemon's end."""
         run.log.info(
             "job.started",
             wake=run.wake,
@@ -252,18 +257,30 @@ class Executor:
             items=len(run.job.items),
             started_at=round(time.time(), 6),
         )
+        call = around(partial(self._function, run, handler, brief), self._app.middlewares, self._resources)
+        try:
+            return await call(context)
+        except SystemExit as error:
+            raise RuntimeError("the handler called sys.exit()") from error
+
+    async def _function(self, run: Run, handler: Handler, brief: Brief, context: JobContext[Any]) -> Any:
+        """Call the handler's function in the way it is called."""
+        given = {name: self._resources[name] for name in handler.resources}
         if handler.sort is Sort.ASYNC:
-            try:
-                return await handler.function(context)
-            except SystemExit as error:
-                raise RuntimeError("the handler called sys.exit()") from error
+            return await handler.function(context, **given)
         gate = Gate(
             stopped=lambda: run.stopped_for is not None,
             lost=lambda: run.stopped_for is Stop.LOST or not self._hold.holds,
         )
         if handler.sort is Sort.THREAD:
             return await call_in_thread(
-                handler.function, context, brief, gate, logger=run.log, client=self._client.blocking
+                handler.function,
+                context,
+                brief,
+                gate,
+                logger=run.log,
+                client=self._client.blocking,
+                resources=given,
             )
         return await self._processes.call(
             handler.function,

@@ -24,7 +24,7 @@ from tenacity import (
 )
 
 from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
-from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.job import Checkpoint, ItemOutcome, Job, NewChild, OnChildFailure, Outcome
 from processor.refusal import refused
 
 SCHEMA_VERSION = 2
@@ -101,10 +101,17 @@ class Settled(_Wire):
 
 
 class ItemsAnswer(_Wire):
-    """The answer to finish_items."""
+    """The answer to finish_items, and to save_checkpoints."""
 
     results: tuple[Settled, ...]
     cancel: tuple[UUID, ...] = ()
+
+
+class CheckpointAnswer(_Wire):
+    """The answer to read_checkpoint."""
+
+    stale: bool
+    result: Any = None
 
 
 class Tick(_Wire):
@@ -156,6 +163,7 @@ _HEARTBEAT = TypeAdapter(Heartbeat)
 _CLAIM = TypeAdapter(Claim)
 _PROGRESS = TypeAdapter(ProgressAnswer)
 _ITEMS = TypeAdapter(ItemsAnswer)
+_CHECKPOINT = TypeAdapter(CheckpointAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
@@ -227,6 +235,23 @@ class Rpc:
         ]
         answer = await self._call("finish_items", {"worker_id": str(worker_id), "results": wire})
         return _parse(_ITEMS, "finish_items", answer)
+
+    async def save_checkpoints(
+        self, worker_id: UUID, checkpoints: Sequence[tuple[Attempt, Checkpoint]]
+    ) -> ItemsAnswer:
+        """Make results of steps durable; the answers come in the order given."""
+        wire = [
+            {"id": str(job.id), "attempt": job.attempt, "name": step.name, "result": step.result}
+            for job, step in checkpoints
+        ]
+        answer = await self._call("save_checkpoints", {"worker_id": str(worker_id), "checkpoints": wire})
+        return _parse(_ITEMS, "save_checkpoints", answer)
+
+    async def read_checkpoint(self, worker_id: UUID, job: Attempt, name: str) -> CheckpointAnswer:
+        """Get the result of a step that a claim left out because of its size."""
+        fence = {"id": str(job.id), "attempt": job.attempt}
+        arguments = {"worker_id": str(worker_id), "job": fence, "name": name}
+        return _parse(_CHECKPOINT, "read_checkpoint", await self._call("read_checkpoint", arguments))
 
     async def finish_jobs(
         self, worker_id: UUID, results: Sequence[tuple[Attempt, Outcome]]

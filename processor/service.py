@@ -19,12 +19,13 @@ class Background:
     def __init__(self) -> None:
         self.failed = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._others: list[str] = []
         self._stopping = False
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """The names of loops that ended by themselves."""
-        return tuple(name for name, task in self._tasks.items() if task.done())
+        """The names of what ended by itself."""
+        return (*self._others, *(name for name, task in self._tasks.items() if task.done()))
 
     def start(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
         """Run ``loop`` as a task called ``name``."""
@@ -46,5 +47,13 @@ class Background:
         error = None if task.cancelled() else task.exception()
         if error is None and self._stopping:
             return
-        log.critical("daemon.task_died", task=task.get_name(), exc_info=error)
+        self._died(task.get_name(), error)
+
+    def mourn(self, name: str, error: BaseException | None) -> None:
+        """Take note of the end of something that others run."""
+        self._others.append(name)
+        self._died(name, error)
+
+    def _died(self, name: str, error: BaseException | None) -> None:
+        log.critical("daemon.task_died", task=name, exc_info=error)
         self.failed.set()

@@ -1,8 +1,8 @@
 """Group commit of outcomes: while one call is on its way, later outcomes gather for the next.
 
-Items go before jobs, so a job is never ended before what it did is known. An outcome handed in is
-kept until the API has taken or refused it, even when whoever waits for it is cancelled; the fence
-(worker, attempt) makes repeating and lateness harmless.
+Checkpoints and items go before jobs, so a job is never ended before what it did is known. An outcome
+handed in is kept until the API has taken or refused it, even when whoever waits for it is cancelled;
+the fence (worker, attempt) makes repeating and lateness harmless.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
@@ -24,8 +24,8 @@ from processor.errors import (
     SchemaMissing,
     WorkerUnknown,
 )
-from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome
-from processor.rpc import Attempt, Rpc, Settled, Spawned
+from processor.job import Checkpoint, ItemOutcome, NewChild, OnChildFailure, Outcome
+from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
 
 _BATCH = 100
 _LONGEST_PAUSE = 5.0
@@ -53,12 +53,17 @@ class Settler:
         self._rpc = rpc
         self._worker_id = worker_id
         self._on_cancel = on_cancel
+        self._checkpoints: list[_Entry[Checkpoint]] = []
         self._items: list[_Entry[ItemOutcome]] = []
         self._jobs: list[_Entry[Outcome]] = []
         self._released: list[_Entry[None]] = []
         self._wanted = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    async def checkpoint(self, job: Attempt, step: Checkpoint) -> Settled:
+        """Make the result of a step durable; being cancelled while waiting does not take it back."""
+        return await self._hand_in(self._checkpoints, job, step)
 
     async def item(self, job: Attempt, outcome: ItemOutcome) -> Settled:
         """Make an item's outcome durable; being cancelled while waiting does not take it back."""
@@ -79,15 +84,14 @@ class Settler:
 
         Unlike an outcome it ends with whoever waits for it: the job's next attempt spawns the same.
         """
-        for tries in itertools.count(1):
-            try:
-                return await self._rpc.spawn_jobs(
-                    self._worker_id, job, children, on_child_failure=on_child_failure
-                )
-            except _WAIT as error:
-                log.warning("settle.waiting", children=len(children), error=str(error))
-            await _pause(tries)
-        raise AssertionError("unreachable: it is tried until it is answered")
+        return await _answered(
+            lambda: self._rpc.spawn_jobs(self._worker_id, job, children, on_child_failure=on_child_failure),
+            children=len(children),
+        )
+
+    async def read_checkpoint(self, job: Attempt, name: str) -> CheckpointAnswer:
+        """Get a result that was left out, however long the API is away; raises ``ApiError`` if it refuses."""
+        return await _answered(lambda: self._rpc.read_checkpoint(self._worker_id, job, name), checkpoint=name)
 
     async def flushed(self) -> None:
         """Wait until everything handed in is settled."""
@@ -98,7 +102,8 @@ class Settler:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while self._items or self._jobs or self._released:
+            while self._checkpoints or self._items or self._jobs or self._released:
+                await self._send(self._checkpoints, self._send_checkpoints)
                 await self._send(self._items, self._send_items)
                 await self._send(self._jobs, self._send_jobs)
                 await self._send(self._released, self._send_released)
@@ -140,6 +145,13 @@ class Settler:
             if not entry.answer.done():
                 entry.answer.set_result(answer)
 
+    async def _send_checkpoints(self, batch: list[_Entry[Checkpoint]]) -> list[Settled]:
+        answer = await self._rpc.save_checkpoints(
+            self._worker_id, [(entry.job, entry.outcome) for entry in batch]
+        )
+        self._on_cancel(answer.cancel)
+        return list(answer.results)
+
     async def _send_items(self, batch: list[_Entry[ItemOutcome]]) -> list[Settled]:
         by_job: dict[tuple[UUID, int], list[_Entry[ItemOutcome]]] = defaultdict(list)
         for entry in batch:
@@ -165,6 +177,17 @@ class Settler:
 
     async def _send_released(self, batch: list[_Entry[None]]) -> list[Settled]:
         return list(await self._rpc.release_jobs(self._worker_id, [entry.job for entry in batch]))
+
+
+async def _answered(call: Callable[[], Awaitable[T]], **fields: Any) -> T:
+    """Repeat a call until the API takes or refuses it."""
+    for tries in itertools.count(1):
+        try:
+            return await call()
+        except _WAIT as error:
+            log.warning("settle.waiting", error=str(error), **fields)
+        await _pause(tries)
+    raise AssertionError("unreachable: it is tried until it is answered")
 
 
 async def _pause(tries: int) -> None:

@@ -64,12 +64,11 @@ def payload_adapter(kind: str, function: Callable[..., Any], sort: Sort) -> Type
     place = where(function)
     wanted, other = (JobContext, SyncJobContext) if sort is Sort.ASYNC else (SyncJobContext, JobContext)
     parameters = list(inspect.signature(function).parameters.values())
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
-    ]
-    if not parameters or len(required) > 1 or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+    by_name = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+    if not parameters or parameters[0].kind in by_name:
         raise UsageError(
-            f"The handler of {kind!r}, {place}, must take one argument: (job: {wanted.__name__}[Payload])."
+            f"The handler of {kind!r}, {place}, must take one argument, (job: {wanted.__name__}[Payload]), "
+            "and then resources by name."
         )
     try:
         hints = typing.get_type_hints(function, include_extras=True)

@@ -1,4 +1,4 @@
--- Jobs, their items and their logs.
+-- Jobs, their items, their checkpoints and their logs.
 
 create table if not exists public.jobs (
   id uuid primary key default processor.uuid7(),
@@ -165,6 +165,22 @@ comment on column public.job_items.error_code is 'Why it failed: a stable code.'
 comment on column public.job_items.error_message is 'The same in words, at most 2,000 characters.';
 comment on column public.job_items.error_retryable is 'true: it runs again with the job''s next attempt.';
 comment on column public.job_items.updated_at is 'When it last changed.';
+
+create table if not exists public.job_checkpoints (
+  job_id uuid not null references public.jobs (id) on delete cascade,
+  name text not null,
+  result jsonb not null,
+  attempt int not null,
+  created_at timestamptz not null default processor.now(),
+  primary key (job_id, name)
+);
+comment on table public.job_checkpoints is
+  'What the steps of a job came to that are not run again. They may be internal: users do not see them.';
+comment on column public.job_checkpoints.job_id is 'The job whose handler took the step.';
+comment on column public.job_checkpoints.name is 'The step''s name within the job: at most 200 characters.';
+comment on column public.job_checkpoints.result is 'What the step returned: at most 1 MiB. The JSON null stands for None.';
+comment on column public.job_checkpoints.attempt is 'In which attempt it was taken; 0: by the job that this one repeats (retry_of).';
+comment on column public.job_checkpoints.created_at is 'When it was taken.';
 
 create table if not exists public.job_logs (
   id bigint generated always as identity primary key,

@@ -56,7 +56,19 @@ begin
               and (c.parent_id = j.id or c.status = 'completed') -- the others were repeated with it
             order by c.id
           ) n
-        ) end as children
+        ) end as children,
+        -- what is new and repeats nothing has none
+        case when j.attempt = 1 and j.retry_of is null then '[]' else (
+          select coalesce(json_agg(s), '[]')
+          from (
+            select c.name,
+              case when sum(octet_length(c.result::text)) over before <= 4194304 then c.result end as result,
+              sum(octet_length(c.result::text)) over before > 4194304 as left_out
+            from public.job_checkpoints c where c.job_id = j.id
+            window before as (order by c.created_at, c.name)
+            order by c.created_at, c.name
+          ) s
+        ) end as checkpoints
       from public.jobs j
       left join public.job_queues q on q.name = j.queue
       where j.id = any (claimed.ids)
@@ -67,7 +79,8 @@ end
 $$;
 comment on function processor.claimed(uuid[]) is
   'Jobs as a worker gets them: each with its items that are still to do, the results of those that earlier attempts did, and its '
-  'children, with those that completed under the jobs it is a retry of; results up to 4 MiB a job, the rest as null.';
+  'children, with those that completed under the jobs it is a retry of, and its checkpoints; results of each up to 4 MiB a job, the '
+  'rest as null. Of checkpoints those are marked left_out: read_checkpoint() has them.';
 
 create or replace function processor.tokens(q public.job_queues, moment timestamptz)
 returns double precision

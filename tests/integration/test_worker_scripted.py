@@ -199,7 +199,7 @@ async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settle
     settler = make_settler(rpc)
     hold = Hold()
     hold.extend(clock() + 60)
-    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold)
+    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold, {})
     run = Run(a_job(), wake="sweep", queued_ms=0)
     async with running(settler.run()):
         await asyncio.wait_for(executor.run(run), 5)
