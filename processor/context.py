@@ -260,18 +260,19 @@ class JobContext(Generic[P]):
         return self.children
 
     def _checked(self, child: NewChild) -> NewChild:
-        """Return the child as plain JSON, with a key or a number."""
+        """Return the child as plain JSON; one without a key has a number."""
+        wire: dict[str, Any] = dict(child)
         key = child.get("key")
         if key is None:
             self._unnamed += 1
-            child = {**child, "number": self._unnamed}
+            wire["number"] = self._unnamed
         elif key.startswith("#"):
             reason = f"the key {key!r} of a child begins with #, as those of children without a key do"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED)
         try:
-            plain: NewChild = to_jsonb(child)
+            plain: NewChild = to_jsonb(wire)
         except ValueError as error:
-            reason = f"child {key or child['number']} ({child.get('kind')}) cannot be stored: {error}"
+            reason = f"child {key or self._unnamed} ({child.get('kind')}) cannot be stored: {error}"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED) from error
         return plain
 

@@ -31,7 +31,7 @@ from processor.job import (
 )
 from processor.jsonb import to_jsonb, to_text
 from processor.report import Reporter
-from processor.retry import Classifier
+from processor.retry import Classifier, problems
 from processor.rpc import Attempt, Settled
 from processor.settle import Settler
 
@@ -387,9 +387,5 @@ def _crashed(error: Exception) -> Outcome:
 
 
 def _invalid_payload(error: ValidationError) -> Outcome:
-    problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems)), retryable=False)
+    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems(error))), retryable=False)
     return Outcome(OutcomeKind.FAIL, failure=failure)

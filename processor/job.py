@@ -95,8 +95,6 @@ class NewChild(ChildOptions, total=False):
 
     kind: Required[str]
     payload: Any
-    number: int
-    """Set by ``spawn_all``: how manieth it is of the children without a ``key``."""
 
 
 OnChildFailure = Literal["continue", "fail"]
