@@ -291,7 +291,7 @@ class JobContext(Generic[P]):
             failure = Failure("HANDLER_CRASHED", "the item ended with CancelledError", retryable=True)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
             failure = self._desk.classify(error)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)

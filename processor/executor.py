@@ -224,6 +224,10 @@ class Executor:
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
             outcome = Outcome(OutcomeKind.FAIL, failure=failure)
             settled = await self._settler.job(run.attempt, outcome)
+            if settled.error is not None:
+                # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
+                run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
+                return
         self._report(run, outcome, settled)
 
     async def _give_up(self, run: Run) -> None:
@@ -339,7 +343,7 @@ def run_ms(run: Run) -> float:
 
 
 async def _call(run: Run, handler: Handler, context: JobContext[Any]) -> Any:
-    """Call the handler; ``sys.exit()`` in it is its failure, not the daemon's end."""
+    """Call the handler; ``sys.exit()`` or a KeyboardInterrupt in it is its failure, not the daemon's end."""
     run.log.info(
         "job.started",
         wake=run.wake,
@@ -351,6 +355,8 @@ async def _call(run: Run, handler: Handler, context: JobContext[Any]) -> Any:
         return await handler.function(context)
     except SystemExit as error:
         raise RuntimeError("the handler called sys.exit()") from error
+    except KeyboardInterrupt as error:  # not Ctrl-C: that is a signal, which the daemon hears
+        raise RuntimeError("the handler raised KeyboardInterrupt") from error
 
 
 def _returned(result: Any, items_delay: float | None) -> Outcome:

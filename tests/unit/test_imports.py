@@ -23,11 +23,11 @@ ARROWS = {
     "cron": {"errors"},
     "app": {"context", "cron", "errors", "jsonb", "retry"},
     "refusal": {"errors"},
-    "rpc": {"errors", "job", "refusal"},
+    "rpc": {"errors", "job", "redact", "refusal"},
     "schedules": {"cron", "errors", "rpc"},
     "maintenance": {"errors", "rpc"},
     "settle": {"errors", "job", "rpc"},
-    "report": {"errors", "job", "jsonb", "rpc"},
+    "report": {"errors", "job", "jsonb", "redact", "rpc"},
     "executor": {
         *("app", "clients", "config", "context", "errors", "job", "jsonb"),
         *("report", "retry", "rpc", "settle"),
