@@ -30,7 +30,7 @@ class Background:
         """Run ``loop`` as a task called ``name``."""
         task = asyncio.create_task(loop, name=name)
         self._tasks[name] = task
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.ended)
 
     async def stop(self) -> None:
         """Cancel all loops and wait for them; a second call does nothing."""
@@ -42,9 +42,11 @@ class Background:
             await asyncio.wait(tasks)
         self._tasks.clear()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Hear that a task has ended by itself; also one that somebody else started and looks after."""
         error = None if task.cancelled() else task.exception()
         if error is None and self._stopping:
             return
+        self._tasks[task.get_name()] = task
         log.critical("daemon.task_died", task=task.get_name(), exc_info=error)
         self.failed.set()
