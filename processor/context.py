@@ -242,18 +242,19 @@ class JobContext(JobFacts[P]):
         return tuple(self._children[child_id] for child_id in ids)
 
     def _checked(self, child: NewChild) -> NewChild:
-        """Return the child as plain JSON, with a key."""
+        """Return the child as plain JSON; one without a key has a number."""
+        wire: dict[str, Any] = dict(child)
         key = child.get("key")
         if key is None:
             self._unnamed += 1
-            child = {**child, "key": f"#{self._unnamed}"}
+            wire["number"] = self._unnamed
         elif key.startswith("#"):
             reason = f"the key {key!r} of a child begins with #, as those of children without a key do"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED)
         try:
-            plain: NewChild = to_jsonb(child)
+            plain: NewChild = to_jsonb(wire)
         except ValueError as error:
-            reason = f"child {child['key']} ({child.get('kind')}) cannot be stored: {error}"
+            reason = f"child {key or self._unnamed} ({child.get('kind')}) cannot be stored: {error}"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED) from error
         return plain
 
@@ -272,7 +273,7 @@ class JobContext(JobFacts[P]):
             failure = Failure("HANDLER_CRASHED", "the item ended with CancelledError", retryable=True)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
             failure = self._desk.classify(error)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)

@@ -133,7 +133,11 @@ class Daemon:
     async def _start(self) -> None:
         if self._settings.http_port is not None:
             self._web = HealthServer(
-                self._settings.http_host, self._settings.http_port, healthy=self._healthy, ready=self._ready
+                self._settings.http_host,
+                self._settings.http_port,
+                healthy=self._healthy,
+                ready=self._ready,
+                on_end=self._background.ended,
             )
             log.info("daemon.listening", url=await self._web.start())
         if not await self._have_resources():

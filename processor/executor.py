@@ -34,6 +34,7 @@ from processor.job import (
 from processor.jsonb import to_jsonb, to_text
 from processor.middleware import around
 from processor.report import Reporter
+from processor.retry import problems
 from processor.rpc import Settled
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
@@ -212,6 +213,10 @@ class Executor:
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
             outcome = Outcome(OutcomeKind.FAIL, failure=failure)
             settled = await self._settler.job(run.attempt, outcome)
+            if settled.error is not None:
+                # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
+                run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
+                return
         self._report(run, outcome, settled)
 
     async def _give_up(self, run: Run) -> None:
@@ -262,6 +267,8 @@ class Executor:
             return await call(context)
         except SystemExit as error:
             raise RuntimeError("the handler called sys.exit()") from error
+        except KeyboardInterrupt as error:  # not Ctrl-C: that is a signal, which the daemon hears
+            raise RuntimeError("the handler raised KeyboardInterrupt") from error
 
     async def _function(self, run: Run, handler: Handler, brief: Brief, context: JobContext[Any]) -> Any:
         """Call the handler's function in the way it is called."""
@@ -329,9 +336,5 @@ def _crashed(error: Exception) -> Outcome:
 
 
 def _invalid_payload(error: ValidationError) -> Outcome:
-    problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems)), retryable=False)
+    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems(error))), retryable=False)
     return Outcome(OutcomeKind.FAIL, failure=failure)

@@ -25,6 +25,7 @@ from tenacity import (
 
 from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
 from processor.job import Checkpoint, ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.redact import redact
 from processor.refusal import refused
 
 SCHEMA_VERSION = 2
@@ -373,7 +374,7 @@ def _item(outcome: ItemOutcome) -> dict[str, Any]:
         "key": outcome.key,
         "status": "failed",
         "error_code": outcome.failure.code,
-        "error_message": outcome.failure.message,
+        "error_message": redact(outcome.failure.message),  # its owner reads it
         "error_retryable": outcome.failure.retryable,
     }
 
@@ -383,11 +384,11 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     if outcome.failure is not None:
         wire |= {
             "error_code": outcome.failure.code,
-            "error_message": outcome.failure.message,
+            "error_message": redact(outcome.failure.message),
             "error_retryable": outcome.failure.retryable,
         }
     if outcome.delay is not None:
         wire["delay_seconds"] = outcome.delay
     if outcome.message is not None:
-        wire["message"] = outcome.message
+        wire["message"] = redact(outcome.message)
     return wire
