@@ -85,6 +85,26 @@ end
 $$;
 comment on function processor.check_feed(text) is 'Raise JQ006 if a worker''s feed is neither realtime nor polling; null passes.';
 
+create or replace function processor.check_transport(transport text)
+returns void
+language plpgsql
+set search_path = '', pg_temp
+as $$
+begin
+  perform processor.check_choice('transport', check_transport.transport, array['postgres_changes', 'broadcast', 'polling']);
+  if check_transport.transport = 'broadcast' and not exists (
+    select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = 'realtime' and p.proname = 'send' and oidvectortypes(p.proargtypes) = 'jsonb, text, text, boolean'
+      and has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute')
+  ) then
+    perform processor.fail('JQ006', 'this database has no function realtime.send() that we may call: nothing can be broadcast', '',
+      'Set PROCESSOR_FEED=postgres_changes, or update Realtime (Supabase has the function since the end of 2024).');
+  end if;
+end
+$$;
+comment on function processor.check_transport(text) is
+  'Raise JQ006 if a worker''s transport is none, or broadcast where nothing can be broadcast; null passes.';
+
 create or replace function processor.check_choice(what text, value text, choices text[])
 returns void
 language plpgsql

@@ -17,10 +17,13 @@ create table if not exists public.job_workers (
   lease_expires_at timestamptz not null,
   draining boolean not null default false,
   inbox bigint not null default 0,
+  transport text not null default 'postgres_changes',
   constraint job_workers_slots_are_sane check (slots between 1 and 10000),
   constraint job_workers_feed_is_known check (feed in ('realtime', 'polling')),
-  constraint job_workers_lease_is_sane check (lease between interval '1 second' and interval '1 hour')
+  constraint job_workers_lease_is_sane check (lease between interval '1 second' and interval '1 hour'),
+  constraint job_workers_transport_is_known check (transport in ('postgres_changes', 'broadcast', 'polling'))
 );
+create index if not exists job_workers_broadcast_idx on public.job_workers (id) where transport = 'broadcast';
 comment on table public.job_workers is
   'The living daemons. One update per heartbeat renews the lease of all jobs a worker holds.';
 comment on column public.job_workers.id is 'Chosen by the worker when it starts.';
@@ -40,3 +43,5 @@ comment on column public.job_workers.lease_expires_at is 'After this its jobs ma
 comment on column public.job_workers.draining is 'true: the worker claims no more; set it from the SQL editor before a migration.';
 comment on column public.job_workers.inbox is
   'Grows when somebody wants the worker''s attention, such as a cancel: the worker sees its row change and asks at once.';
+comment on column public.job_workers.transport is
+  'How the worker wants to learn of new jobs: postgres_changes, broadcast (messages are sent only while such a worker lives) or polling.';

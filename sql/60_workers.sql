@@ -74,6 +74,7 @@ begin
   perform processor.check_range('slots', (register_worker.worker ->> 'slots')::numeric, 1, 10000);
   perform processor.check_range('lease_seconds', (register_worker.worker ->> 'lease_seconds')::numeric, 1, 3600);
   perform processor.check_feed(register_worker.worker ->> 'feed');
+  perform processor.check_transport(register_worker.worker ->> 'transport');
   perform processor.declare_schedules(register_worker.worker -> 'schedules');
   -- LOCK: all queues at once, by name: two workers that start together must not make them in opposite orders
   insert into public.job_queues (name)
@@ -87,7 +88,8 @@ begin
   on conflict do nothing;
   perform processor.declare_kind(k) from jsonb_array_elements(register_worker.worker -> 'kinds') k order by k ->> 'kind';
 
-  insert into public.job_workers as w (id, name, host, pid, version, queues, kinds, slots, feed, lease, lease_expires_at)
+  insert into public.job_workers as w (id, name, host, pid, version, queues, kinds, slots, feed, lease, lease_expires_at,
+    transport)
   select (register_worker.worker ->> 'id')::uuid,
     coalesce(register_worker.worker ->> 'name', 'worker'),
     coalesce(register_worker.worker ->> 'host', ''),
@@ -98,11 +100,12 @@ begin
     (register_worker.worker ->> 'slots')::int,
     coalesce(register_worker.worker ->> 'feed', 'polling'),
     l.lease,
-    processor.now() + l.lease
+    processor.now() + l.lease,
+    coalesce(register_worker.worker ->> 'transport', 'postgres_changes')
   from (select make_interval(secs => (register_worker.worker ->> 'lease_seconds')::double precision) as lease) l
   on conflict on constraint job_workers_pkey do update set
     heartbeat_at = processor.now(), lease_expires_at = excluded.lease_expires_at, lease = excluded.lease,
-    queues = excluded.queues, kinds = excluded.kinds, slots = excluded.slots, feed = excluded.feed
+    queues = excluded.queues, kinds = excluded.kinds, slots = excluded.slots, feed = excluded.feed, transport = excluded.transport
   returning * into w;
   return jsonb_build_object('now', processor.now(), 'lease_expires_at', w.lease_expires_at, 'schema_version', processor.schema_version());
 end

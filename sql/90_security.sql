@@ -13,6 +13,7 @@ declare
   ];
   functions constant text[] := array[
     'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
+    'tell_of_jobs', 'tell_of_queues', 'tell_worker',
     'register_worker', 'heartbeat_worker', 'claim_jobs',
     'report_progress', 'append_job_logs', 'save_checkpoints', 'read_checkpoint', 'finish_items', 'finish_jobs', 'release_jobs',
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules'

@@ -1,6 +1,6 @@
 -- What a database has of the schema: one row per object, as (kind, part_of, name, facts). It reads the catalog only.
 -- $1: our relations in public, $2: our functions there; null takes all, which is right where nothing else lives.
--- Everything in schema processor is ours.
+-- Everything in schema processor is ours. The table of Realtime's messages is Supabase's; of its policies we look at ours.
 --
 -- The same schema gives the same rows on every supported PostgreSQL and whoever owns the objects: rights are those
 -- of the API roles, not-null is a fact of its column, and the text of a view is compared without the table aliases
@@ -26,6 +26,11 @@ relation as (
 ),
 tables as (
   select * from relation r where r.relkind in ('r', 'p')
+),
+messages as ( -- by the catalog: who may not use the schema may not name its tables
+  select c.*, 'realtime.messages' as name
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'realtime' and c.relname = 'messages'
 ),
 routine as (
   select p.*, format('%I.%I(%s)', n.nspname, p.proname, oidvectortypes(p.proargtypes)) as name
@@ -98,7 +103,16 @@ object (kind, part_of, name, facts) as (
     'check', pg_get_expr(p.polwithcheck, p.polrelid),
     'roles', (select string_agg(coalesce(r.rolname, 'public'), ', ' order by r.rolname)
       from unnest(p.polroles) as o (oid) left join pg_catalog.pg_roles r on r.oid = o.oid)))
-  from tables t join pg_catalog.pg_policy p on p.polrelid = t.oid
+  from (
+    select t.oid, t.name, '%' as ours from tables t
+    union all
+    select m.oid, m.name, 'processor\_topics\_%' from messages m
+  ) t
+  join pg_catalog.pg_policy p on p.polrelid = t.oid and p.polname like t.ours
+
+  union all
+  select 'realtime', null, 'realtime.messages', jsonb_build_object('row level security', m.relrowsecurity)
+  from messages m
 
   union all
   select 'publication', t.name, format('%I', p.pubname), jsonb_strip_nulls(jsonb_build_object(

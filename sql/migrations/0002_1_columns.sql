@@ -36,6 +36,11 @@ begin
       add constraint jobs_on_child_failure_is_known check (on_child_failure in ('continue', 'fail')) not valid;
   end if;
 
+  alter table public.job_workers
+    add column if not exists transport text not null default 'postgres_changes',
+    drop constraint if exists job_workers_transport_is_known,
+    add constraint job_workers_transport_is_known check (transport in ('postgres_changes', 'broadcast', 'polling'));
+
   alter table public.credit_entries add column if not exists lot_id bigint;
   if not exists (
     select from pg_catalog.pg_constraint

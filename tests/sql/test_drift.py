@@ -41,6 +41,18 @@ SERIOUS = {
         "create policy all_see_all on public.jobs for select to authenticated using (true)",
         "policy all_see_all of public.jobs is not part of the schema",
     ),
+    "the workers' topics opened": (
+        "drop policy processor_topics_are_for_workers_alone on realtime.messages",
+        "policy processor_topics_are_for_workers_alone of realtime.messages is missing",
+    ),
+    "all topics opened to workers": (
+        "alter policy processor_topics_are_heard_by_workers on realtime.messages using (true)",
+        "using of policy processor_topics_are_heard_by_workers of realtime.messages is true instead of ((",
+    ),
+    "every private topic opened": (
+        "alter table realtime.messages disable row level security",
+        "row level security of realtime.messages is off: everyone hears the workers' private topics",
+    ),
     "a table opened to all": (
         "grant select on public.credit_entries to public",
         f"{TOO_MANY}: select on table public.credit_entries to public",
