@@ -1,5 +1,5 @@
 -- What a Supabase project has before anything is added to it: the API roles, schema auth with its users and
--- functions, schema extensions, and an empty publication for Realtime. Only the parts that local mode needs.
+-- functions, schema extensions, schema realtime with its messages, and an empty publication for Realtime. Only the parts that local mode needs.
 --
 -- Runs on PostgreSQL 15-18 as superuser at every start, so each statement may meet its own earlier effect.
 -- Roles belong to the whole server, the rest to one database.
@@ -113,3 +113,57 @@ begin
   end if;
 end
 $$;
+
+create schema if not exists realtime;
+grant usage on schema realtime to anon, authenticated, service_role;
+
+create table if not exists realtime.messages (
+  id uuid not null default gen_random_uuid(),
+  topic text not null,
+  extension text not null,
+  payload jsonb,
+  event text,
+  private boolean not null default false,
+  inserted_at timestamp not null default now(),
+  updated_at timestamp not null default now(),
+  constraint messages_pkey primary key (id, inserted_at)
+);
+comment on table realtime.messages is
+  'Messages that the database sends; Realtime hears of them through the WAL. Its policies say who may join a private topic.';
+alter table realtime.messages enable row level security;
+grant select, insert, update on realtime.messages to anon, authenticated, service_role;
+-- hosted projects keep them for three days, too
+delete from realtime.messages where inserted_at < now() - interval '3 days';
+
+do $$
+begin
+  if not exists (select from pg_publication where pubname = 'supabase_realtime_messages_publication') then
+    create publication supabase_realtime_messages_publication for table realtime.messages with (publish = 'insert');
+  end if;
+end
+$$;
+
+create or replace function realtime.topic() returns text
+language sql stable
+as $$
+  select nullif(current_setting('realtime.topic', true), '')
+$$;
+comment on function realtime.topic() is 'The topic that somebody wants to join or sends to, for policies.';
+
+create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  message constant uuid := gen_random_uuid();
+begin
+  perform set_config('realtime.topic', send.topic, true);
+  insert into realtime.messages (id, payload, event, topic, private, extension)
+  values (message, jsonb_build_object('id', message) || send.payload, send.event, send.topic, send.private, 'broadcast');
+exception when others then
+  raise warning 'realtime.send: %', sqlerrm;
+end
+$$;
+comment on function realtime.send(jsonb, text, text, boolean) is
+  'Broadcast a message to those who have joined the topic when this transaction commits. Never fails.';
+grant execute on function realtime.topic(), realtime.send(jsonb, text, text, boolean) to anon, authenticated, service_role;

@@ -207,14 +207,6 @@ async def test_a_join_with_a_bad_token_is_refused(stack, listen, claims, reason)
     assert reason in str(error)
 
 
-async def test_a_private_topic_is_closed_to_anonymous_users(stack, listen):
-    refused = await listen(key=stack.anon_key, private=True).subscribe()
-    state, error = await asyncio.wait_for(refused.states.get(), SECONDS)
-    assert state == "CHANNEL_ERROR"
-    assert "You do not have permissions to read from this Channel topic" in str(error)
-    await listen(sign(stack), key=stack.anon_key, private=True).join()
-
-
 @pytest.mark.parametrize("key", ["not-a-token", "a.b.c", None])
 async def test_a_wrong_key_is_refused_before_the_upgrade(stack, listen, key):
     wrong = key or sign(type("Other", (), {"jwt_secret": "another secret of at least 32 characters"})())

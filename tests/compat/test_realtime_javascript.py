@@ -23,10 +23,20 @@ async def test_supabase_js_hears_changes_broadcasts_and_presence(
         create policy own on {TABLE} for select using (owner = auth.uid());
         grant all on {TABLE} to service_role;
         grant select on {TABLE} to anon, authenticated;
-        alter publication supabase_realtime add table {TABLE}
+        alter publication supabase_realtime add table {TABLE};
+        create policy js_room on realtime.messages for select to authenticated
+          using (topic = 'js-room' and auth.uid() is not null);
+        create function realtime_js_send(topic text, payload jsonb) returns void language sql
+          as $$ select realtime.send(payload, 'news', topic, true) $$
         """
     )
     try:
         await javascript.run("realtime.js", stack)
     finally:
-        await admin.execute(f"drop table {TABLE}")
+        await admin.execute(
+            f"""
+            drop table {TABLE};
+            drop policy js_room on realtime.messages;
+            drop function realtime_js_send
+            """
+        )

@@ -2,16 +2,16 @@
 
 ::
 
-    socket  ──▶ channel ──▶ topics    (broadcast, presence)
-       ▲           │
+    socket  ──▶ channel ──▶ topics    (broadcast, presence) ◀── messages    rows of realtime.messages
+       ▲           │──────▶ permissions                          who may be in a private topic
      wire          └──────▶ changes ──▶ stream ──▶ pgoutput     the WAL, decoded
                                │─────▶ tables, filters, values  what a row means
                                │─────▶ authorise                who may see it
                                └─────▶ documents                how it is written
 
 What differs from the hosted server, on purpose: changes come as they commit, not from a poll; roles with
-``bypassrls`` are not asked about each row; private topics are open to every role but ``anon``; a broken
-stream closes the sockets that listen to changes, so that no client believes it has missed nothing.
+``bypassrls`` are not asked about each row; a broken stream closes the sockets that listen to changes or are
+in a private topic, so that no client believes it has missed nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from processor.local.context import GatewayContext
 from processor.local.realtime.changes import Changes
 from processor.local.realtime.channel import Shared
 from processor.local.realtime.http import BroadcastApi
+from processor.local.realtime.permissions import Permissions
 from processor.local.realtime.socket import Socket
 from processor.local.realtime.stream import StreamError
 from processor.local.realtime.tokens import TokenError, bearer
@@ -43,15 +44,16 @@ class Realtime:
 
     def __init__(self, context: GatewayContext) -> None:
         self._jwt = context.jwt
-        self._changes = Changes(context.pool, context.admin_dsn)
         self._topics = Topics()
-        self._shared = Shared(context.jwt, self._topics, self._changes)
+        self._changes = Changes(context.pool, context.admin_dsn, self._topics)
+        self._permissions = Permissions(context.admin_dsn)
+        self._shared = Shared(context.jwt, self._topics, self._changes, self._permissions)
 
     def routes(self) -> list[BaseRoute]:
         """Return the endpoints: the websocket and the broadcasts over HTTP."""
         return [
             WebSocketRoute("/realtime/v1/websocket", self._websocket),
-            *BroadcastApi(self._jwt, self._topics).routes(),
+            *BroadcastApi(self._jwt, self._topics, self._permissions).routes(),
         ]
 
     async def start(self) -> None:
@@ -61,11 +63,13 @@ class Realtime:
             StreamError: the database does not let us; the message says what to do.
 
         """
+        await self._permissions.start()
         await self._changes.start()
 
     async def stop(self) -> None:
         """Stop reading; harmless when repeated."""
         await self._changes.stop()
+        await self._permissions.stop()
 
     async def _websocket(self, websocket: WebSocket) -> None:
         token = websocket.headers.get("x-api-key") or websocket.query_params.get("apikey")

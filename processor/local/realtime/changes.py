@@ -11,16 +11,17 @@ from typing import Any, Protocol, TypeAlias
 
 import asyncpg
 
+from processor.local.realtime import messages, publications
 from processor.local.realtime.authorise import visible_rows
 from processor.local.realtime.bindings import Binding, SubscriptionError, check_columns
 from processor.local.realtime.documents import Writer, error_document
 from processor.local.realtime.filters import Filter, FilterError
 from processor.local.realtime.pgoutput import Begin, Change, Relation, decode
 from processor.local.realtime.stream import Stream, StreamError
-from processor.local.realtime.tables import Access, Catalogue, Table
+from processor.local.realtime.tables import Access, Catalogue, Table, refusal
 from processor.local.realtime.tokens import Bearer
+from processor.local.realtime.topics import Topics
 
-PUBLICATION = "supabase_realtime"
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 
@@ -71,11 +72,13 @@ class Changes:
     Args:
         pool: connected as ``authenticator``, for the checks of row level security.
         dsn: the superuser's, for the stream and the catalogs.
+        topics: where messages that the database sends are broadcast.
 
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str) -> None:
+    def __init__(self, pool: asyncpg.Pool, dsn: str, topics: Topics) -> None:
         self._pool = pool
+        self._topics = topics
         self._dsn = dsn
         self._live = asyncio.Event()
         self._subscriptions: dict[Subscriber, list[Subscription]] = {}
@@ -106,7 +109,7 @@ class Changes:
                 "statement_timeout": "5000",
             },
         )
-        self._catalogue = Catalogue(self._admin, PUBLICATION)
+        self._catalogue = Catalogue(self._admin, publications.CHANGES)
         stream = await self._open()
         self._task = asyncio.create_task(self._run(stream), name="realtime-changes")
 
@@ -139,6 +142,10 @@ class Changes:
         self._subscriptions[subscriber] = [Subscription(subscriber, each, role, claims) for each in bindings]
         self._by_relation.clear()
 
+    async def until_live(self) -> None:
+        """Wait until the WAL is read: whatever commits after that is told."""
+        await self._live.wait()
+
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Serve this subscriber no longer; harmless if it is unknown."""
         if self._subscriptions.pop(subscriber, None) is not None:
@@ -170,8 +177,8 @@ class Changes:
                 async with stream:
                     self._live.set()
                     delay = FIRST_DELAY
-                    async for messages in stream:
-                        await self._deliver(messages)
+                    async for received in stream:
+                        await self._deliver(received)
             except (StreamError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.error("realtime: the stream of changes ended, subscribers must come again: %s", error)  # noqa: TRY400 - the reason is the whole story
             except Exception:
@@ -198,10 +205,9 @@ class Changes:
         catalogue.forget()
         self._relations.clear()
         self._by_relation.clear()
-        exists = "select exists (select from pg_publication where pubname = $1)"
-        if admin is not None and not await admin.fetchval(exists, PUBLICATION):
-            await admin.execute(f"create publication {PUBLICATION}")
-        return await Stream.open(self._dsn, PUBLICATION)
+        if admin is not None:
+            await publications.ensure(admin)
+        return await Stream.open(self._dsn, publications.CHANGES, publications.MESSAGES)
 
     def _interrupt(self) -> None:
         """Between two streams changes go unseen, so nobody may believe to be subscribed."""
@@ -210,12 +216,17 @@ class Changes:
         self._by_relation.clear()
         for subscriber in subscribers:
             subscriber.restart()
+        for member in self._topics.private_members():
+            member.restart()  # twice is once
 
-    async def _deliver(self, messages: Iterable[bytes]) -> None:
+    def _is_for_somebody(self, relation_oid: int) -> bool:
+        return bool(self._wanted(relation_oid)) or messages.is_messages(self._relations[relation_oid])
+
+    async def _deliver(self, stream: Iterable[bytes]) -> None:
         pending: list[tuple[Relation, Change, Begin]] = []
-        for data in messages:
+        for data in stream:
             # rows that nobody asked for are most of the WAL: do not even decode them
-            if data[:1] in b"IUD" and not self._wanted(int.from_bytes(data[1:5], "big")):
+            if data[:1] in b"IUD" and not self._is_for_somebody(int.from_bytes(data[1:5], "big")):
                 continue
             message = decode(data)
             if isinstance(message, Change):
@@ -239,6 +250,7 @@ class Changes:
                 for subscriptions in self._subscriptions.values()
                 for subscription in subscriptions
                 if subscription.binding.matches(relation.schema, relation.name)
+                and not messages.is_messages(relation)
             ]
         return found
 
@@ -248,6 +260,9 @@ class Changes:
         if pending:
             await self._until_visible({transaction.xid for _, _, transaction in pending})
         for relation, change, transaction in pending:
+            if messages.is_messages(relation):
+                messages.send(self._topics, relation, change)
+                continue
             at = transaction.committed_at
             table = await self._table(relation)
             if table is None:
@@ -293,7 +308,7 @@ class Changes:
             if binding.event not in ("*", change.event):
                 continue
             access = await self._known_catalogue().access(table, subscription.role)
-            delivery = Delivery(subscription, access, _refusal(change, table, access))
+            delivery = Delivery(subscription, access, refusal(change.event, table, access))
             if delivery.error is None and not await self._passes(binding.filters, table, writer, results):
                 continue
             deliveries.append(delivery)
@@ -375,14 +390,3 @@ class Changes:
 
 async def _keep(connection: Any) -> None:
     """Leave a connection as it is."""
-
-
-def _refusal(change: Change, table: Table, access: Access) -> str | None:
-    """Return why nothing but the fact of a change can be told, if that is so."""
-    if change.event == "DELETE":
-        return None
-    if not table.primary_key:
-        return "Error 400: Bad Request, no primary key"
-    if not access.readable.issuperset(table.primary_key):
-        return "Error 401: Unauthorized"
-    return None

@@ -15,6 +15,7 @@ import asyncpg
 from processor.local.jwt import Jwt
 from processor.local.realtime.bindings import Binding, SubscriptionError
 from processor.local.realtime.changes import Changes
+from processor.local.realtime.permissions import EVERYTHING, Permissions
 from processor.local.realtime.tokens import Bearer, TokenError, bearer, expired
 from processor.local.realtime.topics import Key, Topics
 from processor.local.realtime.wire import Broadcast, Frame, dumps
@@ -58,12 +59,11 @@ class Shared:
     jwt: Jwt
     topics: Topics
     changes: Changes
+    permissions: Permissions
 
 
 class Channel:
     """A topic that a client has joined.
-
-    A private topic is open to every role but ``anon``: local mode has no policies on ``realtime.messages``.
 
     Args:
         connection: the socket it belongs to.
@@ -72,7 +72,7 @@ class Channel:
         token: the socket's own token, for a join that brings none.
 
     Raises:
-        JoinError: the token or the topic is refused.
+        JoinError: the token is refused; `authorise` says whether the topic is.
 
     """
 
@@ -86,13 +86,16 @@ class Channel:
         self.private = config.get("private") is True
         self._connection = connection
         self._shared = shared
+        self._rights = EVERYTHING
         self._acknowledges = broadcast.get("ack") is True
+        self._tells_when_streaming = broadcast.get("replication_ready") is True
         self._echoes = broadcast.get("self") is True
         self._presence_key = str(presence.get("key") or uuid.uuid4())
         self._presence_enabled = presence.get("enabled") is True
         self._params = [each for each in config.get("postgres_changes") or () if isinstance(each, dict)]
         self._expiry: asyncio.TimerHandle | None = None
         self._subscribing: asyncio.Task[None] | None = None
+        self._announcing: asyncio.Task[None] | None = None
         given = payload.get("access_token") or payload.get("user_token")
         if not isinstance(given, str) or given.startswith("sb_"):
             given = token  # a key of the new kind is no token: the socket's own stands for it
@@ -103,6 +106,30 @@ class Channel:
         """The topic's name and whether it is private."""
         return (self.name, self.private)
 
+    @property
+    def hears_broadcasts(self) -> bool:
+        """Whether the policies let it."""
+        return "broadcast" in self._rights.read
+
+    async def authorise(self) -> None:
+        """Ask the policies, if the topic is private.
+
+        Raises:
+            JoinError: nothing there may be heard, or the database could not be asked.
+
+        """
+        if not self.private:
+            return
+        try:
+            self._rights = await self._shared.permissions.of(self._bearer, self.name)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("realtime: the policies for %s could not be asked: %s", self.topic, error)
+            raise JoinError("Realtime was unable to connect to the project database") from error
+        if not self._rights.read:
+            raise JoinError(
+                f"Unauthorized: You do not have permissions to read from this Channel topic: {self.name}"
+            )
+
     def open(self, frame: Frame) -> None:
         """Answer the join and begin."""
         bindings = [{**params, "id": number} for number, params in enumerate(self._params, start=1)]
@@ -112,8 +139,12 @@ class Channel:
             self.push("presence_state", self._shared.topics.presence_state(self.key))
         self._watch_expiry()
         self._subscribe()
+        if self._tells_when_streaming:
+            self._announcing = asyncio.create_task(
+                self._announce_streaming(), name=f"realtime-announce-{self.topic}"
+            )
 
-    def receive(self, frame: Frame) -> None:
+    async def receive(self, frame: Frame) -> None:
         """Handle one message of the client to this topic."""
         if frame.event == "phx_leave":
             self.reply(frame, "ok")
@@ -121,7 +152,7 @@ class Channel:
         elif frame.event == "broadcast":
             self._broadcast(frame)
         elif frame.event == "access_token" and isinstance(frame.payload, dict):
-            self._access_token(frame.payload.get("access_token"))
+            await self._access_token(frame.payload.get("access_token"))
         elif frame.event == "presence" and isinstance(frame.payload, dict):
             self._presence(frame, frame.payload)
         else:
@@ -135,8 +166,9 @@ class Channel:
 
     def dispose(self) -> None:
         """Let go of everything, in silence; harmless when repeated."""
-        if self._subscribing is not None:
-            self._subscribing.cancel()
+        for task in (self._subscribing, self._announcing):
+            if task is not None:
+                task.cancel()
         if self._expiry is not None:
             self._expiry.cancel()
         self._shared.changes.unsubscribe(self)
@@ -174,20 +206,16 @@ class Channel:
 
     def _verified(self, token: str) -> Bearer:
         try:
-            found = bearer(self._shared.jwt, token)
+            return bearer(self._shared.jwt, token)
         except TokenError as error:
             raise JoinError(f"{error.code}: {error.message}") from error
-        if self.private and found.claims.role == "anon":
-            raise JoinError(
-                f"Unauthorized: You do not have permissions to read from this Channel topic: {self.name}"
-            )
-        return found
 
-    def _access_token(self, token: Any) -> None:
+    async def _access_token(self, token: Any) -> None:
         if not isinstance(token, str) or token.startswith("sb_") or token == self._bearer.token:
             return
         try:
             self._bearer = self._verified(token)
+            await self.authorise()
         except JoinError as error:
             self._shut_down(str(error).partition(": ")[2])
             return
@@ -234,18 +262,27 @@ class Channel:
         else:
             self.system("postgres_changes", "ok", "Subscribed to PostgreSQL")
 
+    async def _announce_streaming(self) -> None:
+        await self._shared.changes.until_live()
+        self.system("system", "ok", "Replication connection established")
+
     async def _restart_later(self) -> None:
         """Send the client away to come again, but not in a tight loop."""
         await asyncio.sleep(RESTART_DELAY)
         self.restart()
 
     def _broadcast(self, frame: Frame) -> None:
+        if "broadcast" not in self._rights.write:
+            return  # as the hosted server: no word of it
         self._shared.topics.broadcast(self.key, frame.payload, sender=None if self._echoes else self)
         if self._acknowledges:
             self.reply(frame, "ok")
 
     def _presence(self, frame: Frame, payload: dict[str, Any]) -> None:
         event, topics = str(payload.get("event", "")).lower(), self._shared.topics
+        if "presence" not in self._rights.write:
+            self.reply(frame, "error")
+            return
         if event == "track":
             tracked = payload.get("payload", {})
             if not isinstance(tracked, dict):

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from processor.local.jwt import Claims, Jwt
-from processor.local.realtime.tokens import TokenError, bearer
+from processor.local.jwt import Jwt
+from processor.local.realtime.permissions import Permissions
+from processor.local.realtime.tokens import Bearer, TokenError, bearer
 from processor.local.realtime.topics import Topics
 from processor.local.realtime.wire import Broadcast
 
@@ -18,9 +19,10 @@ from processor.local.realtime.wire import Broadcast
 class BroadcastApi:
     """The endpoints below ``/realtime/v1/api``."""
 
-    def __init__(self, jwt: Jwt, topics: Topics) -> None:
+    def __init__(self, jwt: Jwt, topics: Topics, permissions: Permissions) -> None:
         self._jwt = jwt
         self._topics = topics
+        self._permissions = permissions
 
     def routes(self) -> list[Route]:
         """Return the endpoints."""
@@ -31,9 +33,9 @@ class BroadcastApi:
         ]
 
     async def _messages(self, request: Request) -> Response:
-        claims = self._claims(request)
-        if isinstance(claims, Response):
-            return claims
+        caller = self._caller(request)
+        if isinstance(caller, Response):
+            return caller
         try:
             body = json.loads(await request.body())
         except ValueError:
@@ -46,7 +48,7 @@ class BroadcastApi:
             return JSONResponse({"errors": {"messages": problems}}, status_code=422)
         for message in messages:
             private = message.get("private") is True
-            if private and claims.role == "anon":
+            if private and not await self._may_send(caller, message["topic"]):
                 continue  # as the hosted server: accepted, and heard by nobody
             payload = {"type": "broadcast", "event": message["event"], "payload": message["payload"]}
             if message.get("id") is not None:
@@ -55,12 +57,12 @@ class BroadcastApi:
         return Response(status_code=202)
 
     async def _message(self, request: Request) -> Response:
-        claims = self._claims(request)
-        if isinstance(claims, Response):
-            return claims
+        caller = self._caller(request)
+        if isinstance(caller, Response):
+            return caller
         topic, event = request.path_params["topic"], request.path_params["event"]
         private = request.query_params.get("private") == "true"
-        if private and claims.role == "anon":
+        if private and not await self._may_send(caller, topic):
             return Response(status_code=202)
         body = await request.body()
         if request.headers.get("content-type", "").startswith("application/octet-stream"):
@@ -73,14 +75,17 @@ class BroadcastApi:
         self._topics.broadcast((topic, private), {"type": "broadcast", "event": event, "payload": payload})
         return Response(status_code=202)
 
-    def _claims(self, request: Request) -> Claims | Response:
+    async def _may_send(self, caller: Bearer, topic: str) -> bool:
+        return "broadcast" in (await self._permissions.of(caller, topic)).write
+
+    def _caller(self, request: Request) -> Bearer | Response:
         """Return who calls, or the refusal."""
         authorization = request.headers.get("authorization", "")
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token.strip() or token.strip().startswith("sb_"):
             token = request.headers.get("apikey", "")
         try:
-            return bearer(self._jwt, token.strip()).claims
+            return bearer(self._jwt, token.strip())
         except TokenError as error:
             return JSONResponse({"message": error.message}, status_code=401)
 

@@ -162,24 +162,24 @@ class Socket:
                 return
             data = message.get("text")
             try:
-                self._route(self._wire.read(message["bytes"] if data is None else data))
+                await self._route(self._wire.read(message["bytes"] if data is None else data))
             except WireError as error:
                 self.close(1003, str(error)[:120])
                 return
 
-    def _route(self, frame: Frame) -> None:
+    async def _route(self, frame: Frame) -> None:
         if frame.topic == "phoenix" and frame.event == "heartbeat":
             self._reply(frame, "ok")
         elif frame.event == "phx_join":
-            self._join(frame)
+            await self._join(frame)
         elif (channel := self._channels.get(frame.topic)) is None:
             self._reply(frame, "error", "unmatched topic")
         elif frame.join_ref is None or frame.join_ref == channel.join_ref:
-            channel.receive(frame)
+            await channel.receive(frame)
         elif frame.event == "phx_leave":
             self._reply(frame, "ok")  # the channel it means has ended already
 
-    def _join(self, frame: Frame) -> None:
+    async def _join(self, frame: Frame) -> None:
         if not frame.topic.startswith(PREFIX):
             self._reply(frame, "error", "unmatched topic")
             return
@@ -191,6 +191,7 @@ class Socket:
             earlier.close()
         try:
             channel = Channel(self, self._shared, frame, self._token)
+            await channel.authorise()
         except JoinError as error:
             self._reply(frame, "error", str(error))
             return

@@ -35,7 +35,7 @@ class StreamError(Exception):
 
 
 class Stream:
-    """The changes of one publication from the moment it is opened.
+    """The changes of some publications from the moment it is opened.
 
     Iterating yields lists of raw pgoutput messages. The reader sets the pace: while it does not ask for more,
     the server waits, so a flood needs no memory here. Use `Stream.open`.
@@ -50,12 +50,12 @@ class Stream:
         self._confirmation: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def open(cls, dsn: str, publication: str) -> Self:
+    async def open(cls, dsn: str, *publications: str) -> Self:
         """Connect, make a slot and start; whatever commits after this returns will be delivered.
 
         Args:
             dsn: of a role that may replicate.
-            publication: the name of an existing publication.
+            publications: the names of existing publications.
 
         Raises:
             StreamError: the server refuses.
@@ -73,10 +73,10 @@ class Stream:
             await stream._command(
                 f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT'
             )
-            name = publication.replace("'", "''").replace('"', '""')
+            names = ",".join('"' + name.replace("'", "''").replace('"', '""') + '"' for name in publications)
             await stream._command(
                 f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0'
-                f" (proto_version '1', publication_names '\"{name}\"')"
+                f" (proto_version '1', publication_names '{names}')"
             )
         except BaseException:
             await connection.close()

@@ -97,6 +97,17 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def refusal(event: str, table: Table, access: Access) -> str | None:
+    """Return why nothing but the fact of a change can be told, if that is so."""
+    if event == "DELETE":
+        return None
+    if not table.primary_key:
+        return "Error 400: Bad Request, no primary key"
+    if not access.readable.issuperset(table.primary_key):
+        return "Error 401: Unauthorized"
+    return None
+
+
 class Catalogue:
     """Tables by OID, remembered until the WAL says that they have changed.
 

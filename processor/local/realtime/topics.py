@@ -27,6 +27,13 @@ class Member(Protocol):
     def push_broadcast(self, broadcast: Broadcast) -> None:
         """Send a user's message."""
 
+    def restart(self) -> None:
+        """Close the socket, so that the client comes again."""
+
+    @property
+    def hears_broadcasts(self) -> bool:
+        """Whether it may: who was let into a private topic for its presence alone may not."""
+
 
 class Topics:
     """The members of every topic and what they track about themselves."""
@@ -49,12 +56,18 @@ class Topics:
             if not members:
                 del self._members[member.key]
 
+    def private_members(self) -> list[Member]:
+        """Return everybody in a private topic: the database may send there."""
+        return [member for (_, private), members in self._members.items() if private for member in members]
+
     def broadcast(
         self, key: Key, message: Broadcast | dict[str, Any], *, sender: Member | None = None
     ) -> None:
         """Send a message to all members but ``sender``; a mapping goes out as it is, as JSON."""
         text = None if isinstance(message, Broadcast) else dumps(message)
         for member in self._others(key, sender):
+            if not member.hears_broadcasts:
+                continue
             if isinstance(message, Broadcast):
                 member.push_broadcast(message)
             elif text is not None:

@@ -164,13 +164,19 @@ await steps({
     assert.equal((await leaves.get()).key, "guest");
   },
 
-  "a private topic needs a user": async () => {
+  "a private topic needs a policy that lets the user in, and hears what the database sends": async () => {
     const { client } = await user();
-    await subscribed(client.channel("room", { config: { private: true } }));
+    const heard = queue();
+    const room = client.channel("js-room", { config: { private: true } });
+    await subscribed(room.on("broadcast", { event: "news" }, heard.put));
+    data(await service.rpc("realtime_js_send", { topic: "js-room", payload: { n: 1 } }));
+    const message = await heard.get();
+    assert.deepEqual([message.event, message.payload.n, message.type], ["news", 1, "broadcast"]);
+    assert.match(message.payload.id, /^[0-9a-f-]{36}$/);
     const anonymous = connect();
     open.push(anonymous);
     const states = queue();
-    anonymous.channel("room", { config: { private: true } }).subscribe((state, error) => states.put([state, error]));
+    anonymous.channel("js-room", { config: { private: true } }).subscribe((state, error) => states.put([state, error]));
     const [state, error] = await states.get();
     assert.equal(state, "CHANNEL_ERROR");
     assert.match(String(error), /do not have permissions/);
