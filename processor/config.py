@@ -37,6 +37,15 @@ def _key(value: Any) -> Any:
     return key
 
 
+def _feed(value: Any) -> Any:
+    if value == "realtime":
+        raise ValueError(
+            "'realtime' is now called 'postgres_changes', which is the default; 'broadcast' and 'polling' "
+            "are the others"
+        )
+    return value
+
+
 def _names(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
@@ -80,8 +89,12 @@ class Settings(BaseSettings):
     """Between two looks at the queue while Realtime is unhealthy."""
     health_seconds: float = Field(30, gt=0, le=600)
     """Between two judgements of the Realtime connection."""
-    feed: Literal["realtime", "polling"] = "realtime"
-    """polling: never use Realtime."""
+    probe_seconds: float = Field(15, gt=0, le=600)
+    """How long the Realtime connection may be silent before it must prove that it lives."""
+    feed: Annotated[Literal["postgres_changes", "broadcast", "polling"], BeforeValidator(_feed)] = (
+        "postgres_changes"
+    )
+    """How workers learn of jobs: changes of rows, messages that the database sends, or the clock alone."""
     grace_seconds: float = Field(30, ge=0, le=3600)
     """How long running jobs may go on after SIGTERM."""
     cancel_grace_seconds: float = Field(10, ge=0, le=600)
@@ -106,6 +119,10 @@ class Settings(BaseSettings):
                 "Take the service_role (or secret) key from the project's API settings."
             )
         return self
+
+    def read_key(self) -> str:
+        """Return the key as its source has it now; raises :class:`ConfigError` if there is none."""
+        return self.key.get_secret_value()
 
     @property
     def api_key(self) -> str:
@@ -134,13 +151,18 @@ def load(**overrides: Any) -> Settings:
 
 def role_of(key: str) -> str | None:
     """Return the role that a JWT claims (unverified), or None for a key of another form."""
+    role = claims_of(key).get("role")
+    return role if isinstance(role, str) else None
+
+
+def claims_of(key: str) -> dict[str, Any]:
+    """Return what a JWT claims (unverified); nothing for a key of another form."""
     try:
         payload = key.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     except (IndexError, ValueError):
-        return None
-    role = claims.get("role") if isinstance(claims, dict) else None
-    return role if isinstance(role, str) else None
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 def _explain(error: ValidationError) -> list[str]:

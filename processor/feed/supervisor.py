@@ -8,6 +8,7 @@ polling ───────────────▶ realtime ────�
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -18,15 +19,17 @@ from typing import Any, Literal
 
 import structlog
 
+from processor.feed.channels import Changes, Messages
+from processor.feed.ending import Ending
 from processor.feed.polling import Poller
-from processor.feed.realtime import Ending, Incarnation
+from processor.feed.realtime import Incarnation
 from processor.feed.timings import FeedTimings
 
 log = structlog.get_logger("processor.feed")
 
 Mode = Literal["realtime", "polling"]
 Wake = Literal["realtime", "polling", "sweep"]
-Transport = Literal["postgres_changes", "polling"]
+Transport = Literal["postgres_changes", "broadcast", "polling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Feed:
         so that the change path is proven at once)
     :param on_worker_row: called with the worker's row whenever it changes
     :param queues: wake only for these queues; None: for all
-    :param transport: `polling` never connects
+    :param transport: how to hear of jobs: `postgres_changes`, `broadcast` (the worker must be registered with
+        it, or nothing is sent), or `polling`, which never connects
     :param timings: every duration, in seconds
     """
 
@@ -88,6 +92,7 @@ class Feed:
         self._mode_callbacks: list[Callable[[Mode], None]] = []
         self._poller = Poller(lambda: self._wake("polling"), self._timings.poll_interval)
         self._supervisor: asyncio.Task[None] | None = None
+        self._renewed = asyncio.Event()
         self._incarnation: Incarnation | None = None
         self._incarnations = 0
         self._last_ending: Ending | None = None
@@ -118,7 +123,7 @@ class Feed:
             return
         self._since = datetime.now(UTC)
         self._poller.resume()
-        run = self._supervise() if self._transport == "postgres_changes" else self._only_poll()
+        run = self._only_poll() if self._transport == "polling" else self._supervise()
         self._supervisor = asyncio.create_task(run, name="feed-supervisor")
         self._supervisor.add_done_callback(self._on_dead)
 
@@ -129,6 +134,15 @@ class Feed:
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.wait({supervisor})
+
+    def set_key(self, key: str) -> None:
+        """Show another key: on the live connection, which stays, and to every later one."""
+        if self._api_key == self._key:
+            self._api_key = key
+        self._key = key
+        self._renewed.set()  # whoever was refused for the old one tries at once
+        if self._incarnation is not None:
+            self._incarnation.renew(key)
 
     def heartbeat_sent(self, at: datetime) -> None:
         """Expect the worker's heartbeat back as a change of its row.
@@ -160,7 +174,10 @@ class Feed:
                 retry_in_s=round(pause, 3),
             )
             told = ending.cause
-            await asyncio.sleep(pause)
+            self._renewed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._renewed.wait()
 
     async def _only_poll(self) -> None:
         await asyncio.get_running_loop().create_future()  # until cancelled
@@ -174,6 +191,7 @@ class Feed:
             self._api_key,
             self._worker_id,
             number=number,
+            listen=Messages if self._transport == "broadcast" else Changes,
             timings=self._timings,
             queues=self._queues,
             on_ready=self._on_ready,
@@ -211,7 +229,12 @@ class Feed:
         # events before this moment were lost: look first, then rely on them
         self._wake("sweep")
         if self._change_path_trusted:
-            self._change_mode("realtime", "the server streams changes")
+            self._change_mode(
+                "realtime",
+                "the workers' topics are joined"
+                if self._transport == "broadcast"
+                else "the server streams changes",
+            )
         else:
             log.info("feed.on_probation", incarnation=self._incarnations)
 

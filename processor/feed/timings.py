@@ -19,7 +19,7 @@ class FeedTimings:
     """How long the channel may be silent before a broadcast acknowledgement is asked for."""
     ack_timeout: float = 4.0
     """How long that acknowledgement may take."""
-    echo_timeout: float = 10.0
+    echo_timeout: float = 8.0
     """How long the worker's own heartbeat may take to come back as a change."""
     open_timeout: float = 5.0
     """For TCP, TLS and the websocket handshake together."""

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 QUEUE = "feed-tests"
+both = pytest.mark.parametrize("transport", ["postgres_changes", "broadcast"])
+"""Runs a test with a feed of each kind that connects."""
 
 
 class Api:
@@ -34,7 +36,7 @@ class Api:
         assert answer.is_success, answer.text
         return answer.json()
 
-    async def register(self, worker_id: str) -> None:
+    async def register(self, worker_id: str, transport: str = "postgres_changes") -> None:
         kind = {"kind": "feed-test", "queue": QUEUE, "public": False}
         await self.call(
             "register_worker",
@@ -44,6 +46,7 @@ class Api:
                 "queues": [QUEUE],
                 "slots": 1,
                 "lease_seconds": 90,
+                "transport": transport,
                 "kinds": [kind],
                 "schema_version": SCHEMA_VERSION,
             },
@@ -69,11 +72,20 @@ async def api(stack) -> AsyncIterator[Api]:
         yield Api(http)
 
 
+@pytest.fixture
+def transport() -> str:
+    """Give what a feed listens to, unless a test says otherwise."""
+    return "postgres_changes"
+
+
 @pytest_asyncio.fixture
-async def watched(stack, proxy: FaultProxy, api: Api) -> AsyncIterator[ObservedFeed]:
-    """Give a registered worker's feed through the proxy, live."""
-    feed = ObservedFeed(proxy.url, stack.service_role_key)
-    await api.register(feed.worker_id)
+async def watched(
+    stack, proxy: FaultProxy, api: Api, transport: str, admin: asyncpg.Connection
+) -> AsyncIterator[ObservedFeed]:
+    """Give a registered worker's feed through the proxy, live, and nothing to do."""
+    await admin.execute("delete from public.jobs where queue = $1", QUEUE)
+    feed = ObservedFeed(proxy.url, stack.service_role_key, transport=transport)
+    await api.register(feed.worker_id, transport)
     async with feed:
         await feed.live()
         yield feed
@@ -83,6 +95,7 @@ async def watched(stack, proxy: FaultProxy, api: Api) -> AsyncIterator[ObservedF
 # -- a healthy life -------------------------------------------------------------------------------
 
 
+@both
 async def test_a_job_inserted_or_returned_wakes_and_a_running_one_does_not(
     watched: ObservedFeed, api: Api, admin: asyncpg.Connection
 ):
@@ -101,14 +114,16 @@ async def test_a_job_inserted_or_returned_wakes_and_a_running_one_does_not(
     assert watched.said.count("realtime") == before + 1 == 2
 
 
+@both
 async def test_of_a_parents_changes_only_the_end_of_its_last_child_wakes(
-    watched: ObservedFeed, api: Api, admin: asyncpg.Connection
+    watched: ObservedFeed, api: Api, admin: asyncpg.Connection, transport: str
 ):
     # what other tests left running would wake too, once a heartbeat rescues it
     await admin.execute("delete from public.jobs where status = 'processing'")
     child = {"kind": "feed-test"}
     parent = await api.call("create_job", kind="feed-test", payload={}, children=[child, child])
-    await watched.said_more("realtime", than=1)  # the children; the parent cannot run yet
+    made = 1 if transport == "broadcast" else 2  # messages tell of statements, changes of rows
+    await watched.said_more("realtime", than=made - 1)  # the children; the parent cannot run yet
     claim = await api.call("claim_jobs", worker_id=watched.worker_id, request_id=str(uuid4()), limit=9)
     children = [job for job in claim["jobs"] if job["parent_id"] == parent["id"]]
     assert len(children) == 2
@@ -117,9 +132,10 @@ async def test_of_a_parents_changes_only_the_end_of_its_last_child_wakes(
         await api.call("finish_jobs", worker_id=watched.worker_id, results=[report])
         watched.feed.heartbeat_sent(await api.heartbeat(watched.worker_id))
         await watched.said_more("row", than=number)  # what went before has been heard
-    assert watched.said.count("realtime") == 3
+    assert watched.said.count("realtime") == made + 1
 
 
+@both
 async def test_a_resumed_queue_wakes(watched: ObservedFeed, admin: asyncpg.Connection):
     await admin.execute("update public.job_queues set paused = true where name = $1", QUEUE)
     await admin.execute("update public.job_queues set paused = false where name = $1", QUEUE)
@@ -127,11 +143,12 @@ async def test_a_resumed_queue_wakes(watched: ObservedFeed, admin: asyncpg.Conne
     assert watched.said.count("realtime") == 1
 
 
+@both
 async def test_the_inbox_of_the_own_row_is_heard_and_others_rows_are_not(
-    watched: ObservedFeed, api: Api, admin: asyncpg.Connection
+    watched: ObservedFeed, api: Api, admin: asyncpg.Connection, transport: str
 ):
     stranger = str(uuid4())
-    await api.register(stranger)
+    await api.register(stranger, transport)
     await api.heartbeat(stranger)
     await admin.execute("update public.job_workers set inbox = inbox + 1 where id = $1", watched.worker_id)
     await watched.said_more("row")
@@ -139,12 +156,13 @@ async def test_the_inbox_of_the_own_row_is_heard_and_others_rows_are_not(
     await api.call("deregister_worker", worker_id=stranger)
 
 
+@both
 async def test_heartbeats_come_back_and_keep_the_feed_live(watched: ObservedFeed, api: Api):
     for beat in range(3):
         watched.feed.heartbeat_sent(await api.heartbeat(watched.worker_id))
         await watched.said_more("row", than=beat)
     assert watched.feed._incarnation
-    assert watched.feed._incarnation._awaited is None
+    assert watched.feed._incarnation._echo.awaited is None
     assert "mode:polling" not in watched.said
 
 
@@ -178,18 +196,25 @@ def lag(proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "cause"),
+    ("fault", "cause", "transport"),
     [
-        (cut, "closed"),
-        (refuse_everything, "closed"),
-        (freeze, "ack_timeout"),
-        (lose_what_goes_up, "ack_timeout"),
-        (lose_what_comes_down, "ack_timeout"),
-        (lag, "ack_timeout"),
+        (cut, "closed", "postgres_changes"),
+        (refuse_everything, "closed", "postgres_changes"),
+        (freeze, "ack_timeout", "postgres_changes"),
+        (lose_what_goes_up, "ack_timeout", "postgres_changes"),
+        (lose_what_comes_down, "ack_timeout", "postgres_changes"),
+        (lag, "ack_timeout", "postgres_changes"),
+        (cut, "closed", "broadcast"),
+        (lose_what_goes_up, "ack_timeout", "broadcast"),
     ],
 )
 async def test_a_fault_means_polling_until_it_is_over_and_misses_no_job(
-    watched: ObservedFeed, proxy: FaultProxy, api: Api, fault: Callable[[FaultProxy], None], cause: str
+    watched: ObservedFeed,
+    proxy: FaultProxy,
+    api: Api,
+    fault: Callable[[FaultProxy], None],
+    cause: str,
+    transport: str,
 ):
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -207,7 +232,10 @@ async def test_a_fault_means_polling_until_it_is_over_and_misses_no_job(
     sweeps = watched.said.count("sweep")
     await proxy.heal()
     await watched.live()
-    assert watched.said.count("sweep") == sweeps + 1  # which is when the job is found
+    # which is when the job is found; a broadcasting server speaks twice: of the join, and of the database
+    words = 2 if transport == "broadcast" else 1
+    await watched.said_more("sweep", than=sweeps + words - 1)
+    assert watched.said.count("sweep") == sweeps + words
     await api.create_job()
     await watched.said_more("realtime")
     assert [word for word in watched.said if word.startswith("mode")] == [
@@ -252,10 +280,17 @@ async def test_rest_goes_on_while_only_websockets_fail(stack, proxy: FaultProxy,
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("transport", "path"),
+    [
+        ("postgres_changes", "publication supabase_realtime {} table public.job_workers"),
+        ("broadcast", "publication supabase_realtime_messages_publication {} table realtime.messages"),
+    ],
+)
 async def test_a_change_path_that_dies_is_noticed_though_everything_answers(
-    watched: ObservedFeed, api: Api, admin: asyncpg.Connection
+    watched: ObservedFeed, api: Api, admin: asyncpg.Connection, path: str
 ):
-    await admin.execute("alter publication supabase_realtime drop table public.job_workers")
+    await admin.execute(f"alter {path.format('drop')}")
     try:
         watched.feed.heartbeat_sent(await api.heartbeat(watched.worker_id))
         await watched.polling()
@@ -264,7 +299,7 @@ async def test_a_change_path_that_dies_is_noticed_though_everything_answers(
         await watched.until(lambda: watched.feed.status.incarnations > joins)
         assert watched.feed.mode == "polling"
     finally:
-        await admin.execute("alter publication supabase_realtime add table public.job_workers")
+        await admin.execute(f"alter {path.format('add')}")
     while watched.feed.mode == "polling":  # as a daemon beats at every sweep
         sweeps = watched.said.count("sweep")
         watched.feed.heartbeat_sent(await api.heartbeat(watched.worker_id))
@@ -272,6 +307,7 @@ async def test_a_change_path_that_dies_is_noticed_though_everything_answers(
     assert watched.feed.mode == "realtime"
 
 
+@both
 async def test_faults_again_and_again_leave_no_task_behind(watched: ObservedFeed, proxy: FaultProxy):
     assert replace(FAST) == watched.feed._timings
     feed_tasks = len([task for task in asyncio.all_tasks() if "feed" in task.get_name()])

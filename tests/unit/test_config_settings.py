@@ -59,7 +59,8 @@ def test_the_key_may_have_each_of_its_names(environment: pytest.MonkeyPatch, nam
         ("PROCESSOR_LEASE_SECONDS", "1", "greater than or equal to 3"),
         ("PROCESSOR_HTTP_PORT", "70000", "65535"),
         ("PROCESSOR_LOG_FORMAT", "xml", "'json'"),
-        ("PROCESSOR_FEED", "carrier-pigeon", "'realtime'"),
+        ("PROCESSOR_FEED", "carrier-pigeon", "'postgres_changes'"),
+        ("PROCESSOR_FEED", "realtime", "now called 'postgres_changes'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(
