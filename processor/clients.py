@@ -1,6 +1,7 @@
 """The clients that handlers get for the application's own tables, storage and functions."""
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import httpx
@@ -27,13 +28,33 @@ class ApplicationClient:
         self._blocking: Client | None = None
         self._blocking_http: httpx.Client | None = None
         self._making = threading.Lock()
+        self._on_key: list[Callable[[str], None]] = []
+
+    def set_key(self, key: str) -> None:
+        """Show another key from the next request on, also in the hands of those who have a client."""
+        if self.api_key == self.key:
+            self.api_key = key
+        self.key = key
+        for callback in self._on_key:
+            callback(key)
+
+    def on_key(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback`` called with every other key: clients in other processes follow so."""
+        self._on_key.append(callback)
 
     def get(self) -> "AsyncClient":
         """Return the client."""
         if self._client is None:
             from supabase import AsyncClient, AsyncClientOptions  # noqa: PLC0415 - 0.3 s that most daemons save
 
-            self._http = httpx.AsyncClient(timeout=_TIMEOUT, http2=False, follow_redirects=True)
+            show = self._shower()
+
+            async def show_key(request: httpx.Request) -> None:
+                show(request)
+
+            self._http = httpx.AsyncClient(
+                timeout=_TIMEOUT, http2=False, follow_redirects=True, event_hooks={"request": [show_key]}
+            )
             options = AsyncClientOptions(
                 httpx_client=self._http, auto_refresh_token=False, persist_session=False
             )
@@ -48,7 +69,12 @@ class ApplicationClient:
             if self._blocking is None:
                 from supabase import Client, ClientOptions  # noqa: PLC0415 - 0.3 s that most daemons save
 
-                self._blocking_http = httpx.Client(timeout=_TIMEOUT, http2=False, follow_redirects=True)
+                self._blocking_http = httpx.Client(
+                    timeout=_TIMEOUT,
+                    http2=False,
+                    follow_redirects=True,
+                    event_hooks={"request": [self._shower()]},
+                )
                 options = ClientOptions(
                     httpx_client=self._blocking_http, auto_refresh_token=False, persist_session=False
                 )
@@ -56,6 +82,18 @@ class ApplicationClient:
                     options.headers["Authorization"] = f"Bearer {self.key}"
                 self._blocking = Client(self.url, self.api_key, options)
             return self._blocking
+
+    def _shower(self) -> Callable[[httpx.Request], None]:
+        """Return what shows the key of now where a client shows the one of its beginning; others stay."""
+        first = self.key
+
+        def show(request: httpx.Request) -> None:
+            if self.key != first:
+                for header in ("apikey", "authorization"):
+                    if (value := request.headers.get(header)) in {first, f"Bearer {first}"}:
+                        request.headers[header] = value.replace(first, self.key)
+
+        return show
 
     async def aclose(self) -> None:
         """Close its connections."""

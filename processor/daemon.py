@@ -15,12 +15,14 @@ from processor import __version__
 from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
+from processor.credential import Credential
 from processor.errors import ApiError, ConfigError
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
+from processor.redact import remember
 from processor.report import Reporter
 from processor.resources import Resources
 from processor.rpc import Rpc
@@ -55,8 +57,9 @@ class Daemon:
         self._planned = [s for s in app.schedules.values() if s.kind in kinds]
         if idle := _without_handler(app, self._queues):
             raise ConfigError(_nothing_to_do(app, idle))
+        self._credential = Credential(settings.read_key)
+        key = self._credential.token
         needed = app.resources_of(kinds)
-        key = settings.key.get_secret_value()
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
@@ -67,9 +70,16 @@ class Daemon:
             self._on_worker_row,
             api_key=settings.api_key,
             queues=self._queues,
-            transport="polling" if settings.feed == "polling" else "postgres_changes",
-            timings=FeedTimings(poll_interval=settings.poll_seconds, health_interval=settings.health_seconds),
+            transport=settings.feed,
+            timings=FeedTimings(
+                poll_interval=settings.poll_seconds,
+                health_interval=settings.health_seconds,
+                probe_interval=settings.probe_seconds,
+            ),
         )
+        # hidden before it is shown to anybody
+        for follow in (_hide, self.rpc.set_key, self._client.set_key, self._feed.set_key):
+            self._credential.on_change(follow)
         self._worker = Worker(
             self.rpc, self.id, queues=self._queues, slots=settings.slots, on_unknown=self._register
         )
@@ -144,6 +154,7 @@ class Daemon:
             return
         await self._register()
         for name, part in (
+            ("credential", self._credential.run()),
             ("settler", self._settler.run()),
             ("reporter", self._reporter.run()),
             ("heartbeats", self._lease.beat_forever()),
@@ -245,6 +256,7 @@ class Daemon:
                 "slots": self._settings.slots,
                 "lease_seconds": self._settings.lease_seconds,
                 "feed": self._feed.mode,
+                "transport": self._settings.feed,
                 "kinds": [handler.declaration() for handler in self._kinds],
                 "schedules": [schedule.declaration() for schedule in self._planned],
             }
@@ -271,6 +283,7 @@ class Daemon:
             **self._healthy(),
             "resources": self._resources.starting and f"{self._resources.starting} is being started",
             "registered": None if self._registered else "the API has not accepted this worker yet",
+            "credential": self._credential.problem,
             "lease": "no heartbeat gets through" if self._lease.fenced else None,
             "first_sweep": None if self._worker.looked else "no claim has been answered yet",
             "slots": self._worker.blocked,
@@ -289,3 +302,9 @@ def _nothing_to_do(app: Processor, queues: tuple[str, ...]) -> str:
         return 'The Processor has no handlers. Declare one with @app.job("name").'
     have = ", ".join(sorted({handler.queue for handler in app.handlers.values()}))
     return f"PROCESSOR_QUEUES: no handler works on {', '.join(queues)}. The handlers' queues: {have}."
+
+
+def _hide(key: str) -> None:
+    """Keep a renewed key out of the logs; a token is known by its form, and there may be thousands."""
+    if not key.startswith("eyJ"):
+        remember(key)

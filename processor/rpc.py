@@ -182,11 +182,17 @@ class Rpc:
         self.calls: Counter[str] = Counter()
         """Requests sent so far, by function."""
         self._patience = patience
+        self._api_key = api_key if api_key != key else None
         # a project may expose another schema first
-        headers = {"apikey": api_key or key, "Accept": "application/json", "Content-Profile": "public"}
-        if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
-            headers["Authorization"] = f"Bearer {key}"
+        headers = {"Accept": "application/json", "Content-Profile": "public"}
         self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=_LIMITS, http2=False)
+        self.set_key(key)
+
+    def set_key(self, key: str) -> None:
+        """Show another key from the next request on."""
+        self._http.headers["apikey"] = self._api_key or key
+        if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
+            self._http.headers["Authorization"] = f"Bearer {key}"
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -77,6 +77,8 @@ class Child:
                     sys.path[:] = path
                     logs.set_up(level, lambda record: self.send(("record", record)))
                     self._client = ApplicationClient(url, key, api_key=api_key)
+                case ("key", key) if self._client is not None:
+                    self._client.set_key(key)
                 case ("job", *parts):
                     self._stopped = False
                     self._watch(parts[-1], begin=True)

@@ -48,6 +48,7 @@ class Processes:
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         hold.on_extended(self._extended)
+        client.on_key(self._rekeyed)
 
     async def call(
         self,
@@ -102,6 +103,10 @@ class Processes:
     def _extended(self, ends: float) -> None:
         for process in self._busy:
             process.send(("lease", ends))
+
+    def _rekeyed(self, key: str) -> None:
+        for process in (*self._idle, *self._busy):
+            process.send(("key", key))
 
     async def _until_ended(
         self, process: "_Process", switchboard: Switchboard, gate: Gate, on_begun: Callable[[], None]

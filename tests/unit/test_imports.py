@@ -16,6 +16,7 @@ ARROWS = {
     "service": set(),
     "config": {"errors"},
     "clients": set(),
+    "credential": {"config", "errors"},
     "redact": set(),
     "upstream": {"errors", "refusal"},
     "retry": {"errors", "job", "jsonb", "redact", "upstream"},
