@@ -198,6 +198,10 @@ class Rpc:
         """Close the connections."""
         await self._http.aclose()
 
+    async def check_installation(self) -> Any:
+        """Ask the project what it knows of itself; the doctor reads the answer."""
+        return await self._call("check_installation", {})
+
     async def register_worker(self, worker: dict[str, Any]) -> Registration:
         """Announce this worker and its kinds; also after the server has forgotten it."""
         answer = await self._call("register_worker", {"worker": {**worker, "schema_version": SCHEMA_VERSION}})

@@ -16,7 +16,7 @@ declare
     'tell_of_jobs', 'tell_of_queues', 'tell_worker',
     'register_worker', 'heartbeat_worker', 'claim_jobs',
     'report_progress', 'append_job_logs', 'save_checkpoints', 'read_checkpoint', 'finish_items', 'finish_jobs', 'release_jobs',
-    'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules'
+    'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation'
   ];
   o record;
 begin
@@ -104,7 +104,8 @@ grant execute on function
   public.deregister_worker(uuid),
   public.prune_jobs(int),
   public.run_due_schedules(uuid, jsonb),
-  public.expire_credits(int)
+  public.expire_credits(int),
+  public.check_installation()
 to service_role, job_processor;
 -- functions: a server that sells credits
 grant execute on function

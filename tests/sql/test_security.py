@@ -27,6 +27,7 @@ WORKER_FUNCTIONS = {
     "prune_jobs",
     "run_due_schedules",
     "expire_credits",
+    "check_installation",
 }
 OURS = "('public', 'processor')"
 OWNED = (
