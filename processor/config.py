@@ -1,16 +1,27 @@
-"""Settings from the environment, validated once, with errors that say what to do."""
+"""Settings: one object, validated once, with errors that say what to do."""
 
 import base64
 import json
 import os
 import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from processor.errors import ConfigError
+from processor.sources import DEFAULT, Gathered, Known, Origin, gather, near_misses
 
 KEY_VARIABLES = ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_KEY")
 ANON_VARIABLES = ("SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY")
@@ -22,6 +33,8 @@ def _url(value: Any) -> Any:
     parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError(f"{value!r} must look like https://abcdefgh.supabase.co")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password: keys have settings of their own")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/rest/v1')}"
 
 
@@ -52,30 +65,25 @@ def _names(value: Any) -> Any:
     return value
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything the daemon can be told.
 
     ``SUPABASE_URL`` and a key are needed; ``PROCESSOR_*`` has defaults. ``.env.example`` lists all.
+    :func:`load` looks for the values; an object made otherwise has those it is given.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="PROCESSOR_", env_ignore_empty=True, frozen=True, populate_by_name=True, extra="ignore"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: Annotated[str, BeforeValidator(_url)] = Field(validation_alias=AliasChoices("SUPABASE_URL", "url"))
+    url: Annotated[str, BeforeValidator(_url)]
     """Address of the Supabase project."""
-    key: Annotated[SecretStr, BeforeValidator(_key)] = Field(
-        min_length=1, validation_alias=AliasChoices(*KEY_VARIABLES, "key")
-    )
+    key: Annotated[SecretStr, BeforeValidator(_key)] = Field(min_length=1)
     """A key whose role may work on jobs: service_role, a secret key, or a job_processor token."""
-    anon_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
-        None, validation_alias=AliasChoices(*ANON_VARIABLES, "anon_key")
-    )
+    anon_key: Annotated[SecretStr | None, BeforeValidator(_key)] = None
     """The publishable key: only needed beside a job_processor token."""
 
     name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
     """How operators know this worker."""
-    queues: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
+    queues: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     """Queues to work on; empty: those of the handlers."""
     slots: int = Field(3, ge=1, le=1000)
     """Jobs running at the same time."""
@@ -110,6 +118,10 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, json elsewhere."""
 
+    _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
+    _warnings: tuple[str, ...] = PrivateAttr(())
+    _reread: Callable[[], str] | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _right_kind_of_key(self) -> Self:
         key = self.key.get_secret_value()
@@ -120,10 +132,6 @@ class Settings(BaseSettings):
             )
         return self
 
-    def read_key(self) -> str:
-        """Return the key as its source has it now; raises :class:`ConfigError` if there is none."""
-        return self.key.get_secret_value()
-
     @property
     def api_key(self) -> str:
         """What goes into the ``apikey`` header: the key itself, unless it is a token of a lesser role."""
@@ -132,21 +140,73 @@ class Settings(BaseSettings):
             return self.anon_key.get_secret_value()
         return key
 
+    def read_key(self) -> str:
+        """Return the key, read again if it came from a file: a new one may be in it by now.
+
+        Raises:
+            ConfigError: the file is gone, empty, or holds what is no key.
+
+        """
+        if self._reread is None:
+            return self.key.get_secret_value()
+        try:
+            return Settings(url=self.url, key=self._reread()).key.get_secret_value()
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(error, Gathered(), {}))) from None
+
+    def origin(self, name: str) -> Origin:
+        """Say where the value of a field came from."""
+        return self._origins.get(name, DEFAULT)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about where the values came from, in sentences."""
+        return self._warnings
+
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
         return tuple(s.get_secret_value() for s in (self.key, self.anon_key) if s is not None)
 
 
-def load(**overrides: Any) -> Settings:
-    """Read the environment; ``overrides`` (by field name, None = not given) win.
+SECRETS = ("key", "anon_key")
+"""The fields that nobody may see."""
 
-    Raises :class:`ConfigError`, which lists every variable that is missing or wrong.
+
+def variables(name: str) -> tuple[str, ...]:
+    """Return the variables that set a field, the preferred one first."""
+    named = {"url": ("SUPABASE_URL",), "key": KEY_VARIABLES, "anon_key": ANON_VARIABLES}
+    return named.get(name, (f"PROCESSOR_{name.upper()}",))
+
+
+def load(
+    *, config: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any
+) -> Settings:
+    """Look for the settings wherever they may be (:mod:`processor.sources` has the order).
+
+    Args:
+        config: a TOML file; None: the one that ``PROCESSOR_CONFIG`` names, if it is set.
+        environment: the variables; None: those of this process.
+        given: values by field that win over all others; None counts as not given.
+
+    Raises:
+        ConfigError: lists everything that is missing, unknown or wrong.
+
     """
+    environment = os.environ if environment is None else environment
+    known = _known()
+    given = {name: value for name, value in given.items() if value is not None}
+    gathered = gather(known, given, environment, config)
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        settings = Settings(**{name: found.value for name, found in gathered.found.items()})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+        raise ConfigError("\n".join(_explain(error, gathered, environment))) from None
+    if gathered.problems:
+        raise ConfigError("\n".join([_WRONG, *(f"  {problem}" for problem in gathered.problems)]))
+    settings._origins = {name: found.origin for name, found in gathered.found.items()}  # noqa: SLF001  ours
+    settings._warnings = tuple(gathered.warnings)  # noqa: SLF001  ours
+    settings._reread = gathered.found["key"].read  # noqa: SLF001  ours
+    return settings
 
 
 def role_of(key: str) -> str | None:
@@ -165,27 +225,32 @@ def claims_of(key: str) -> dict[str, Any]:
     return claims if isinstance(claims, dict) else {}
 
 
-def _explain(error: ValidationError) -> list[str]:
-    lines = ["The configuration is not complete:"]
+def _known() -> Known:
+    return Known({name: variables(name) for name in Settings.model_fields}, SECRETS)
+
+
+_WRONG = "The configuration is not complete, or not right:"
+
+
+def _explain(error: ValidationError, gathered: Gathered, environment: Mapping[str, str]) -> list[str]:
+    lines = [_WRONG]
     for problem in error.errors(include_url=False):
-        variable = _variable(str(problem["loc"][0])) if problem["loc"] else ""
+        name = str(problem["loc"][0]) if problem["loc"] else ""
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            text = "is not set. " + (
+            text = f"is not set.{near_misses(_known(), environment, variables(name)[0])} " + (
                 "The address of the project, like https://abcdefgh.supabase.co"
-                if variable == "SUPABASE_URL"
+                if name == "url"
                 else "The service_role (or secret) key from the project's API settings"
             )
-        lines.append(f"  {variable}: {text}" if variable else f"  {text}")
-    return lines
+        lines.append(f"  {_place(name, gathered)}: {text}" if name else f"  {text}")
+    return lines + [f"  {problem}" for problem in gathered.problems]
 
 
-def _variable(location: str) -> str:
-    """Turn a field or alias into the variable a user would set."""
-    if location in {*KEY_VARIABLES, "key"}:
-        return KEY_VARIABLES[0]
-    if location in {*ANON_VARIABLES, "anon_key"}:
-        return ANON_VARIABLES[0]
-    if location in {"SUPABASE_URL", "url"}:
-        return "SUPABASE_URL"
-    return location if location.startswith("PROCESSOR_") else f"PROCESSOR_{location.upper()}"
+def _place(name: str, gathered: Gathered) -> str:
+    """Name what a user would change: the variable, and where else the value came from, if it did."""
+    found = gathered.found.get(name)
+    variable = variables(name)[0]
+    if found is None or found.origin.name == variable:
+        return variable
+    return f"{variable} ({found.origin})"

@@ -116,7 +116,8 @@ def test_the_example_file_lists_exactly_the_variables_there_are() -> None:
         for name in Settings.model_fields
         if name not in {"url", "key", "anon_key"}
     }
-    assert listed == own | {"SUPABASE_URL", KEY_VARIABLES[0], ANON_VARIABLES[0]}
+    elsewhere = {"PROCESSOR_CONFIG", f"{KEY_VARIABLES[0]}_FILE"}
+    assert listed == own | elsewhere | {"SUPABASE_URL", KEY_VARIABLES[0], ANON_VARIABLES[0]}
 
 
 @pytest.mark.parametrize("around", ["\n", " ", "\r\n"])
