@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
 import structlog
 
-from processor import __version__
+from processor import __version__, dump, signals
+from processor import log as logs
 from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
@@ -22,7 +25,8 @@ from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
-from processor.redact import remember
+from processor.redact import redact, remember
+from processor.reload import Reloader
 from processor.report import Reporter
 from processor.resources import Resources
 from processor.rpc import Rpc
@@ -44,10 +48,13 @@ log = structlog.get_logger("processor.daemon")
 class Daemon:
     """One worker process: takes jobs from a project and runs them with the handlers of an application.
 
-    ``run()`` returns the exit code.
+    ``run()`` returns the exit code. ``reread`` looks for the settings again when SIGHUP asks for it; without
+    it they stay as they are.
     """
 
-    def __init__(self, app: Processor, settings: Settings) -> None:
+    def __init__(
+        self, app: Processor, settings: Settings, *, reread: Callable[[], Settings] | None = None
+    ) -> None:
         self.id = uuid4()
         self._app = app
         self._settings = settings
@@ -57,7 +64,7 @@ class Daemon:
         self._planned = [s for s in app.schedules.values() if s.kind in kinds]
         if idle := _without_handler(app, self._queues):
             raise ConfigError(_nothing_to_do(app, idle))
-        self._credential = Credential(settings.read_key)
+        self._credential = Credential(self._read_key)
         key = self._credential.token
         needed = app.resources_of(kinds)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
@@ -107,6 +114,7 @@ class Daemon:
             on_schedule=self._schedules.due_in,
             register=self._register,
         )
+        self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
         self._web: HealthServer | None = None
         self._registered = False
         self._draining = False
@@ -115,18 +123,13 @@ class Daemon:
 
     async def run(self) -> int:
         """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
-        try:
+        self._loop = asyncio.get_running_loop()
+        with signals.heard(stop=self.stop, reload=self._reloader.ask, dump=self.dump):
             try:
                 await self._start()
                 await self._until_stopped()
             finally:
                 await self._drain()
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
         return 1 if self._background.failed.is_set() else 0
 
     def stop(self, reason: str = "stop") -> None:
@@ -135,7 +138,8 @@ class Daemon:
             log.warning("daemon.hurried", reason=reason)
             self._hurry.set()
             return
-        log.info("daemon.stopping", reason=reason, running=len(self._worker.running))
+        hint = {"hint": "press Ctrl-C again to hurry"} if reason == "SIGINT" else {}
+        log.info("daemon.stopping", reason=reason, running=len(self._worker.running), **hint)
         self._stop.set()
 
     # -- the life of a daemon ---------------------------------------------------------------------
@@ -159,8 +163,10 @@ class Daemon:
             ("reporter", self._reporter.run()),
             ("heartbeats", self._lease.beat_forever()),
             ("fence", self._lease.fence_forever()),
+            ("drained", self._lease.announce_drained_forever()),
             ("claims", self._worker.run()),
             ("schedules", self._schedules.run()),
+            ("reload", self._reloader.run()),
         ):
             self._background.start(name, part)
         if self._settings.maintenance_seconds:
@@ -264,6 +270,22 @@ class Daemon:
         self._registered = True
         self._lease.begin((answer.lease_expires_at - answer.now).total_seconds(), sent=sent)
 
+    def _read_key(self) -> str:
+        return self._settings.read_key()  # of those that count at that time
+
+    async def _adopt(self, settings: Settings, changed: frozenset[str]) -> None:
+        """Take over settings of which only those that can change have."""
+        self._settings = settings
+        logs.set_up(settings.log_level, settings.log_format, settings.secrets)
+        self._executor.adopt(settings)
+        self._credential.refresh()  # whatever else has changed: its file may hold another
+        if "slots" in changed:
+            self._worker.resize(settings.slots)
+            try:
+                await self._register()  # operators see it too
+            except ApiError as error:
+                log.warning("config.not_announced", slots=settings.slots, error=str(error))
+
     def _on_wake(self, source: str) -> None:
         self._worker.wake(source)
         if source == "sweep":  # the feed asks for proof of the change path: the heartbeat's echo
@@ -273,6 +295,26 @@ class Daemon:
         self._lease.on_worker_row(row)
 
     # -- what it shows ----------------------------------------------------------------------------
+
+    def dump(self) -> None:
+        """Log what runs and what everything waits for; may be called from any thread, whatever else hangs."""
+        now = time.monotonic()
+        found = {
+            "worker": {"id": str(self.id), "version": __version__, "paused": list(self._worker.pauses)},
+            "feed": asdict(self._feed.status),
+            "waiting": {**self._settler.waiting, "log_lines": self._reporter.waiting},
+            "jobs": [
+                {"name": run.job.kind, "id": str(run.job.id), "for_s": round(now - run.began, 1)}
+                | ({"stopped_for": run.stopped_for} if run.stopped_for else {})
+                for run in (*self._worker.runs, *self._worker.strays)
+            ],
+            "tasks": dump.tasks(self._loop),
+            "threads": dump.threads(),
+        }
+        if logs.for_people(self._settings.log_format):
+            sys.stderr.write(f"{redact(dump.text(found))}\n")
+        else:
+            log.warning("daemon.dump", **found)
 
     def _healthy(self) -> Mapping[str, str | None]:
         dead = ", ".join(self._background.dead)

@@ -74,6 +74,11 @@ class Executor:
         """End the processes of handlers, when nothing runs any more."""
         await self._processes.close()
 
+    def adopt(self, settings: Settings) -> None:
+        """Go by other settings from now on; what has begun keeps what it began with."""
+        self._settings = settings
+        self._processes.grace = settings.cancel_grace_seconds
+
     async def run(self, run: Run) -> None:
         """Take one claimed job to the end of its attempt."""
         try:

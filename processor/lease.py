@@ -58,6 +58,7 @@ class Lease:
         self._renewed = asyncio.Event()
         self._inbox = 0
         self._draining = False
+        self._drain_changed = asyncio.Event()
         self.fenced = False
         """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
 
@@ -118,6 +119,21 @@ class Lease:
             except TimeoutError:
                 continue
 
+    async def announce_drained_forever(self) -> None:
+        """Say when nothing is left to do after an operator wanted no more to be claimed, and what then."""
+        while True:
+            await self._drain_changed.wait()
+            self._drain_changed.clear()
+            if not self._draining:
+                continue
+            await self._worker.idle()
+            if self._draining:
+                go_on = f"update public.job_workers set draining = false where id = '{self._id}'"  # noqa: S608  to be read, with our own id
+                log.warning(
+                    "lease.drained",
+                    hint=f"Nothing runs here any more: stop it (SIGTERM), or let it go on: {go_on}",
+                )
+
     async def _register_again(self) -> float:
         try:
             await self._register()
@@ -160,6 +176,7 @@ class Lease:
         if wanted == self._draining:
             return
         self._draining = wanted
+        self._drain_changed.set()
         if wanted:
             log.warning("lease.draining", running=len(self._worker.running), reason="an operator wants it")
             self._worker.pause("drain")

@@ -30,7 +30,7 @@ def set_up(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    console = for_people(style)
     last: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_print_traceback)]
         if console
@@ -57,6 +57,11 @@ def set_up(
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def for_people(style: Literal["auto", "json", "console"]) -> bool:
+    """Whether lines of this style are read as they are, on a terminal."""
+    return style == "console" or (style == "auto" and sys.stderr.isatty())
 
 
 def redactor(_logger: Any, _name: str, line: Any) -> str:

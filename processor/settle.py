@@ -61,6 +61,16 @@ class Settler:
         self._empty = asyncio.Event()
         self._empty.set()
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many outcomes the API has not taken yet."""
+        return {
+            "checkpoints": len(self._checkpoints),
+            "items": len(self._items),
+            "jobs": len(self._jobs),
+            "released": len(self._released),
+        }
+
     async def checkpoint(self, job: Attempt, step: Checkpoint) -> Settled:
         """Make the result of a step durable; being cancelled while waiting does not take it back."""
         return await self._hand_in(self._checkpoints, job, step)

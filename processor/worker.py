@@ -92,6 +92,21 @@ class Worker:
     def _free(self) -> int:
         return self._slots - len(self._runs) - len(self._strays)
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """What runs here, and since when."""
+        return tuple(self._runs.values())
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Why nothing is claimed; empty: something would be."""
+        return tuple(sorted(self._pauses))
+
+    def resize(self, slots: int) -> None:
+        """Run up to ``slots`` jobs at the same time from now on; of what runs nothing is stopped."""
+        self._slots = slots
+        self._changed.set()
+
     # -- when to look -----------------------------------------------------------------------------
 
     def wake(self, source: str) -> None:

@@ -44,7 +44,7 @@ class Processes:
         self._free = asyncio.Semaphore(most)
         self._hold = hold
         self._client = client
-        self._grace = grace
+        self.grace = grace
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         hold.on_extended(self._extended)
@@ -134,11 +134,11 @@ class Processes:
         process.told_to_stop = True
         process.send(("stop",))
         lost = gate.lost()
-        first = LOST_SECONDS if lost else min(LOOK_SECONDS, self._grace)
+        first = LOST_SECONDS if lost else min(LOOK_SECONDS, self.grace)
         await asyncio.wait({reader}, timeout=first)
         if not reader.done():
             process.signal(signal.SIGTERM)
-            await asyncio.wait({reader}, timeout=LOST_SECONDS if lost else max(self._grace - first, 0))
+            await asyncio.wait({reader}, timeout=LOST_SECONDS if lost else max(self.grace - first, 0))
         if not reader.done():
             log.warning("processes.killed", pid=process.pid, reason="the handler did not stop")
             await process.kill()

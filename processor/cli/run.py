@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from processor import config, log
 from processor.app import Processor
+from processor.cli.config import ConfigFile
 from processor.daemon import Daemon
 from processor.errors import ApiError, ConfigError, ResourceFailed, UsageError, did_you_mean
 
@@ -28,13 +30,17 @@ def run(
         list[str] | None, typer.Option(help="work on this queue only; repeat it for more", show_default=False)
     ] = None,
     slots: Annotated[int | None, typer.Option(help="jobs at the same time", show_default=False)] = None,
+    config_file: ConfigFile = None,
 ) -> None:
     """Run the daemon of an application, until SIGTERM or Ctrl-C."""
+    read = partial(config.load, config=config_file, queues=tuple(queue) if queue else None, slots=slots)
     try:
-        settings = config.load(queues=tuple(queue) if queue else None, slots=slots)
+        settings = read()
         log.set_up(settings.log_level, settings.log_format, settings.secrets)
+        for warning in settings.warnings:
+            structlog.get_logger("processor.cli").warning("config.warning", warning=warning)
         app = load_app(target)
-        code = asyncio.run(_run(app, settings))
+        code = asyncio.run(_run(Daemon(app, settings, reread=read)))
     except (ConfigError, UsageError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
@@ -47,8 +53,8 @@ def run(
     raise typer.Exit(code)
 
 
-async def _run(app: Processor, settings: config.Settings) -> int:
-    code = await Daemon(app, settings).run()
+async def _run(daemon: Daemon) -> int:
+    code = await daemon.run()
     # all is settled, but asyncio and the interpreter would wait for handlers and threads that nobody can stop
     leave = threading.Timer(_LEAVE_SECONDS, _leave, [code])
     leave.daemon = True

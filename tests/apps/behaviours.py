@@ -183,3 +183,10 @@ async def chatter(job: JobContext) -> int:
         job.progress(step, 200, f"step {step}")
         await asyncio.sleep(0.01)
     return threading.active_count()
+
+
+@job("block_the_loop")
+async def block_the_loop(job: JobContext) -> None:
+    """Do what no handler may: block everybody."""
+    job.log.info("blocking")
+    time.sleep(job.payload["seconds"])  # noqa: ASYNC251 - that is it

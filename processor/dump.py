@@ -1,0 +1,71 @@
+"""What a process is doing at the moment: tasks and threads, with what they wait for. No values."""
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from types import FrameType
+from typing import Any
+
+_DEEPEST = 12
+"""Frames shown of one stack: the last ones say what it waits for."""
+
+
+def tasks(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
+    """Return every task with the calls it is in, outermost first; may be called from any thread."""
+    return [
+        {"name": task.get_name(), "stack": [*_awaited(task.get_coro())][-_DEEPEST:]}
+        for task in sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+    ]
+
+
+def threads() -> list[dict[str, Any]]:
+    """Return every thread but this one with the calls it is in, outermost first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return [
+        {
+            "name": names.get(ident, f"thread {ident}"),
+            "stack": [_place(inner, line) for inner, line in traceback.walk_stack(frame)][:_DEEPEST][::-1],
+        }
+        for ident, frame in sys._current_frames().items()  # noqa: SLF001  documented, for debuggers
+        if ident != threading.get_ident()
+    ]
+
+
+def text(dump: Mapping[str, Any]) -> str:
+    """Return a dump as lines for people."""
+    lines: list[str] = []
+    for title, part in dump.items():
+        if not isinstance(part, list):
+            lines.append(f"{title}: {_flat(part)}")
+            continue
+        lines.append(f"{title}: {len(part)}")
+        for entry in part:
+            stack = entry.get("stack", ())
+            rest = {name: value for name, value in entry.items() if name != "stack"}
+            lines.append(f"  {rest.pop('name', '')} {_flat(rest)}".rstrip())
+            lines += [f"      {place}" for place in stack]
+    return "\n".join(lines)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name}={_flat(inner)}" for name, inner in value.items())
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def _awaited(coroutine: Any) -> Iterator[str]:
+    """Follow what a coroutine awaits, down to what is no coroutine any more."""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if not isinstance(frame, FrameType):
+            break
+        yield _place(frame, frame.f_lineno)
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+
+
+def _place(frame: FrameType, line: int) -> str:
+    file = PurePath(frame.f_code.co_filename)
+    return f"{frame.f_code.co_qualname} ({PurePath(*file.parts[-3:])}:{line})"
