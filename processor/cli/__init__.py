@@ -8,7 +8,9 @@ import typer
 
 from processor import __version__
 from processor.cli.bench import app as bench
+from processor.cli.config import show
 from processor.cli.dev import dev
+from processor.cli.doctor import doctor
 from processor.cli.run import run
 from processor.cli.schema import app as schema
 
@@ -20,6 +22,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(dev)
+app.command("config")(show)
+app.command()(doctor)
 app.add_typer(schema, name="schema")
 app.add_typer(bench, name="bench")
 

@@ -14,7 +14,8 @@ ARROWS = {
     "job": set(),
     "log": {"redact"},
     "service": set(),
-    "config": {"errors"},
+    "sources": {"errors"},
+    "config": {"errors", "sources"},
     "clients": set(),
     "credential": {"config", "errors"},
     "redact": set(),
@@ -44,9 +45,13 @@ ARROWS = {
     },
     "worker": {"errors", "executor", "rpc", "run"},
     "lease": {"errors", "hold", "rpc", "run", "worker"},
+    "signals": set(),
+    "dump": set(),
+    "reload": {"config", "errors"},
     "feed": {"errors"},
     "web": {"errors"},
     "schema": {"errors", "rpc"},
+    "doctor": {"config", "errors", "feed", "rpc", "schema"},
 }
 """Room → the rooms it may import; what is not listed here (cli, daemon) is above them all."""
 LOCAL_MAY_BE_IMPORTED_BY = {"local", "cli"}
