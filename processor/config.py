@@ -65,6 +65,11 @@ def _names(value: Any) -> Any:
     return value
 
 
+def _cores() -> int:
+    """Count the cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Settings(BaseModel):
     """Everything the daemon can be told.
 
@@ -89,7 +94,7 @@ class Settings(BaseModel):
     """Jobs running at the same time."""
     item_concurrency: int = Field(3, ge=1, le=1000)
     """Items of one job running at the same time, where the handler does not say otherwise."""
-    processes: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1000)
+    processes: int = Field(default_factory=_cores, ge=1, le=1000)
     """Processes for handlers declared with ``process=True``; by default one for each core."""
     lease_seconds: float = Field(90, ge=3, le=3600)
     """Until others take over the jobs of a silent worker; a heartbeat every third of it."""

@@ -141,9 +141,7 @@ class Executor:
         )
         stop = asyncio.create_task(run.until_stopped(), name=f"stop:{run.job.id}")
         try:
-            if handler.sort is Sort.PROCESS:
-                await self._until_begun(run, {task, stop})
-            await asyncio.wait({task, stop}, timeout=brief.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await _until_over(run, {task, stop}, brief.timeout)
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
@@ -168,14 +166,6 @@ class Executor:
                 return self._raised(run, context, error)
             run.log.warning("job.clean_up_failed", exc_info=error)
         return self._stopped(run, handler)
-
-    async def _until_begun(self, run: Run, others: set[asyncio.Task[Any]]) -> None:
-        """Wait until the handler has its process: only then does its time run."""
-        begun = asyncio.create_task(run.begun.wait(), name=f"begun:{run.job.id}")
-        try:
-            await asyncio.wait({begun, *others}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            begun.cancel()
 
     def _raised(self, run: Run, context: JobContext[Any], error: BaseException) -> Outcome:
         """Classify what a handler raised: a decision, or a failure."""
@@ -294,14 +284,31 @@ class Executor:
                 client=self._client.blocking,
                 resources=given,
             )
+        run.wait_for_process()
         return await self._processes.call(
             handler.function,
             context,
             brief,
             gate,
             fields=structlog.get_context(run.log),
-            on_begun=run.begun.set,
+            on_called=run.called,
         )
+
+
+async def _until_over(run: Run, either: set[asyncio.Task[Any]], seconds: float | None) -> None:
+    """Wait until either task has ended, or the handler's time is over, which does not run at all times."""
+    while not any(task.done() for task in either):
+        if run.called_at is not None:
+            left = None if seconds is None else run.called_at + seconds - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            called = asyncio.create_task(run.until_called(), name=f"called:{run.job.id}")
+            try:
+                await asyncio.wait({called, *either}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                called.cancel()
 
 
 def _strayed(run: Run, task: asyncio.Task[Any]) -> None:

@@ -38,8 +38,9 @@ class Run:
         """The longest wait in seconds that a failed item asked for."""
         self.stray: asyncio.Task[Any] | None = None
         """The handler, if it could not be stopped and was left to itself."""
-        self.begun = asyncio.Event()
-        """A handler that has to wait for a process has been called in one."""
+        self.called_at: float | None = self.began
+        """When the time of the handler began to run; None while it waits for a process."""
+        self._called = asyncio.Event()
         self._stop = asyncio.Event()
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
@@ -55,6 +56,21 @@ class Run:
         """Remember how long a failed item wants to wait before it is tried again."""
         if failure.retryable and failure.delay is not None:
             self.items_delay = max(failure.delay, self.items_delay or 0.0)
+
+    def wait_for_process(self) -> None:
+        """Stop the clock of the handler's timeout, until it is called."""
+        self.called_at = None
+        self._called.clear()
+
+    def called(self) -> None:
+        """Let the handler's time run from now."""
+        if self.called_at is None:
+            self.called_at = time.monotonic()
+            self._called.set()
+
+    async def until_called(self) -> None:
+        """Wait until a process has been found for the handler, and has called it."""
+        await self._called.wait()
 
     async def until_stopped(self) -> None:
         """Wait until somebody wants the handler to stop."""

@@ -140,7 +140,7 @@ class Child:
         self._job = job
         if self._stopped:
             job.cancelled.set()
-        self.send(("begun",))
+        self.send(("called",))
         result = function(job)
         try:
             refuse_decision(result)

@@ -58,23 +58,23 @@ class Processes:
         gate: Gate,
         *,
         fields: dict[str, Any],
-        on_begun: Callable[[], None],
+        on_called: Callable[[], None],
     ) -> Any:
         """Return or raise what ``function`` does, in a process; cancelled, it is killed if it must be.
 
-        ``on_begun`` is called when the function is, after the wait for a process and for what it imports
+        ``on_called`` is called when the function is, after the wait for a process and for what it imports
         (or when that takes longer than a minute). ``fields`` are those of the lines it logs.
         """
         async with self._free:
             process = self._take() or await _Process.start(self._client)
             self._busy.add(process)
             switchboard = Switchboard(context, process.send)
-            late = asyncio.get_running_loop().call_later(START_SECONDS, on_begun)
+            late = asyncio.get_running_loop().call_later(START_SECONDS, on_called)
             try:
                 process.send(
                     ("job", function.__module__, function.__qualname__, brief, fields, self._hold.ends)
                 )
-                answer = await self._until_ended(process, switchboard, gate, on_begun)
+                answer = await self._until_ended(process, switchboard, gate, on_called)
             finally:
                 late.cancel()
                 self._busy.discard(process)
@@ -109,9 +109,9 @@ class Processes:
             process.send(("key", key))
 
     async def _until_ended(
-        self, process: "_Process", switchboard: Switchboard, gate: Gate, on_begun: Callable[[], None]
+        self, process: "_Process", switchboard: Switchboard, gate: Gate, on_called: Callable[[], None]
     ) -> Answer:
-        reader = asyncio.create_task(process.read(switchboard, on_begun), name=f"process:{process.pid}")
+        reader = asyncio.create_task(process.read(switchboard, on_called), name=f"process:{process.pid}")
         try:
             await asyncio.wait({reader})
         except asyncio.CancelledError:
@@ -173,7 +173,7 @@ class _Process:
             raise
         finally:
             theirs.close()
-        started = cls(process, *await asyncio.open_connection(sock=ours))
+        started = cls(process, *await asyncio.open_unix_connection(sock=ours))
         level = logging.getLevelName(logging.getLogger().level).lower()
         started.send(("hello", sys.path, level, client.url, client.key, client.api_key))
         log.info("processes.started", pid=process.pid)
@@ -204,7 +204,7 @@ class _Process:
         if self._process.returncode is None:
             self._process.send_signal(number)
 
-    async def read(self, switchboard: Switchboard, on_begun: Callable[[], None]) -> Answer | None:
+    async def read(self, switchboard: Switchboard, on_called: Callable[[], None]) -> Answer | None:
         """Serve its calls until the handler ends; None: the process did."""
         while True:
             try:
@@ -218,8 +218,8 @@ class _Process:
             match message:
                 case ("record", record):
                     logs.relay(record, pid=self.pid)
-                case ("begun",):
-                    on_begun()
+                case ("called",):
+                    on_called()
                 case ("end", answer):
                     ended: Answer = answer
                     return ended

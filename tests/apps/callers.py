@@ -313,7 +313,12 @@ async def frozen_async(job: JobContext) -> str:
             if asyncio.iscoroutine(value):
                 await value
             witness.says(f"{name} {began} {time.time()}")
-        await asyncio.sleep(0.01)
+        for _ in range(30):  # frozen in here it goes on before the loop can do anything about it
+            time.sleep(0.005)  # noqa: ASYNC251 - it is what blocks the loop
+            began = time.time()
+            job.progress(0.5)
+            witness.says(f"progress {began} {time.time()}")
+        await asyncio.sleep(0)
 
 
 def frozen(job: SyncJobContext, name: str) -> str:
