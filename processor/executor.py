@@ -295,7 +295,7 @@ class Executor:
         )
 
 
-async def _until_over(run: Run, either: set[asyncio.Task[Any]], seconds: float | None) -> None:
+async def _until_over(run: Run, either: set[asyncio.Future[Any]], seconds: float | None) -> None:
     """Wait until either task has ended, or the handler's time is over, which does not run at all times."""
     while not any(task.done() for task in either):
         if run.called_at is not None:

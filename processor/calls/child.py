@@ -9,11 +9,14 @@ import ctypes
 import faulthandler
 import importlib
 import os
+import pickle
 import queue
 import signal
 import socket
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -53,7 +56,7 @@ class Child:
         signal.signal(signal.SIGTERM, self._terminated)
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's are for the daemon, which drains first
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=self._read, name="line", daemon=True).start()
+        threading.Thread(target=_or_die, args=(self._read,), name="line", daemon=True).start()
         while True:
             self._run(*self._jobs.get())
 
@@ -116,7 +119,7 @@ class Child:
 
     # -- a job ------------------------------------------------------------------------------------
 
-    def _run(self, module: str, name: str, brief: Brief, fields: dict[str, Any], _ends: float) -> None:
+    def _run(self, module: str, name: str, brief: bytes, fields: dict[str, Any], _ends: float) -> None:
         answer = attempt(self._handle, module, name, brief, fields)
         with self._watching:
             self._busy = False
@@ -124,12 +127,13 @@ class Child:
         self._job = self._line = None
         self.send(("end", answer))
 
-    def _handle(self, module: str, name: str, brief: Brief, fields: dict[str, Any]) -> Any:
+    def _handle(self, module: str, name: str, packed: bytes, fields: dict[str, Any]) -> Any:
         if self._client is None:
             raise RuntimeError("a job came before the greeting")
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
+        brief: Brief = pickle.loads(packed)  # noqa: S301 - the daemon made it
         self._line = Line(self.send, Gate(stopped=lambda: self._stopped, lost=lambda: clock() >= self._ends))
         job: SyncJobContext[Any] = SyncJobContext(
             brief,
@@ -158,7 +162,16 @@ def main() -> None:
     pipe.set_inheritable(False)
     if os.getppid() != int(sys.argv[2]):
         os._exit(0)  # the daemon died while this started
-    Child(pipe).main()
+    _or_die(Child(pipe).main)
+
+
+def _or_die(function: Callable[[], None]) -> None:
+    """End the process with the function, loudly: threads of a handler's would keep a broken one alive."""
+    try:
+        function()
+    except BaseException:  # noqa: BLE001 - the daemon sees the end, and stderr the reason
+        traceback.print_exc()
+    os._exit(70)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Unpack
 
 from processor.calls.line import Line
+from processor.errors import ErrorCode, JobError
 from processor.facts import JobFacts, P
 from processor.job import Child, ChildOptions, Item, Job, NewChild, OnChildFailure
 from processor.log import JobLog
@@ -71,6 +72,7 @@ class SyncJobContext(JobFacts[P]):
         self._line = line
         self._client = client
         self._item_concurrency = brief.item_concurrency
+        self._taking = threading.local()
         items = {item.key: item for item in self.items}
         line.item = items.__getitem__
 
@@ -100,7 +102,15 @@ class SyncJobContext(JobFacts[P]):
 
     def checkpoint(self, name: str, function: Callable[A, Any], /, *args: A.args, **kwargs: A.kwargs) -> Any:
         """Take a step once, as :meth:`JobContext.checkpoint` does."""
-        return self._line.call("checkpoint", name, self._line.callback(function), *args, options=kwargs)
+        taking: list[str] = self._taking.__dict__.setdefault("names", [])
+        if name in taking:  # it would wait for itself
+            reason = f"checkpoint {name!r} calls itself: give the step inside it another name"
+            raise JobError(reason, code=ErrorCode.CHECKPOINT_REFUSED)
+        taking.append(name)
+        try:
+            return self._line.call("checkpoint", name, self._line.callback(function), *args, options=kwargs)
+        finally:
+            taking.remove(name)
 
     def spawn(
         self,

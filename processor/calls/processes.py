@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -71,9 +72,8 @@ class Processes:
             switchboard = Switchboard(context, process.send)
             late = asyncio.get_running_loop().call_later(START_SECONDS, on_called)
             try:
-                process.send(
-                    ("job", function.__module__, function.__qualname__, brief, fields, self._hold.ends)
-                )
+                name = (function.__module__, function.__qualname__)
+                process.send(("job", *name, pickle.dumps(brief), fields, self._hold.ends))
                 answer = await self._until_ended(process, switchboard, gate, on_called)
             finally:
                 late.cancel()

@@ -132,6 +132,8 @@ def end(job: SyncJobContext) -> object:
             return float("nan")
         case "decision":
             return Snooze(5)
+        case "nested":
+            job.checkpoint("a", lambda: job.checkpoint("a", dict))
         case "segfault":
             ctypes.string_at(0)
         case "_exit":

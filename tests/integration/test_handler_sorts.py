@@ -77,6 +77,7 @@ async def test_a_plain_function_has_all_that_a_coroutine_has(
         ("interrupt", "failed", "HANDLER_CRASHED", "KeyboardInterrupt"),
         ("object", "failed", "INVALID_RESULT", "cannot be stored"),
         ("nan", "failed", "INVALID_RESULT", "cannot be stored"),
+        ("nested", "failed", "CHECKPOINT_REFUSED", "calls itself"),
         ("decision", "failed", "INVALID_RESULT", "write `raise Snooze"),
     ],
 )

@@ -16,7 +16,9 @@ def callers(stack, service, eventually, tmp_path) -> Callers:
     return Callers(stack, service, eventually, tmp_path)
 
 
-async def test_a_users_click_stops_a_handler_of_any_sort_within_a_second(callers: Callers) -> None:
+async def test_a_users_click_stops_a_handler_of_any_sort_without_waiting_for_a_heartbeat(
+    callers: Callers,
+) -> None:
     # with these heartbeats 30 s apart, only the click itself can have told the daemon
     async with callers.daemon(PROCESSOR_LEASE_SECONDS="90", PROCESSOR_SLOTS="3") as daemon:
         await daemon.ready()
@@ -29,7 +31,7 @@ async def test_a_users_click_stops_a_handler_of_any_sort_within_a_second(callers
             clicked = time.time()
             await callers.rest.rpc("cancel_job", {"job_id": job_id}).execute()
             seen = await daemon.event("job.log", job_id=job_id, message="stopped")
-            assert seen["at"] - clicked < 1.0, kind
+            assert seen["at"] - clicked < 5.0, kind  # a few hundredths, on a machine with nothing else to do
             row = await callers.ended(job_id)
             assert (row["status"], row["error_code"]) == ("cancelled", "CANCELLED")
             lines = (
