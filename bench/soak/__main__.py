@@ -120,7 +120,7 @@ class Soak:
 
 @asynccontextmanager
 async def process(*arguments: str, errors: Path, **environment: str) -> AsyncIterator[Process]:
-    """Run Python with these arguments; what it says on stderr goes to a file. It is stopped on the way out."""
+    """Run Python with these arguments; its stderr goes to a file. It is stopped on the way out."""
     with errors.open("wb") as stderr:
         started = await asyncio.create_subprocess_exec(
             sys.executable, *arguments, stdout=PIPE, stderr=stderr, env={**os.environ, **environment}
