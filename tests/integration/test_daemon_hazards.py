@@ -29,7 +29,7 @@ class Place:
             "SUPABASE_URL": self.stack.url,
             "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
             "TEST_PREFIX": self.queue,
-            "PROCESSOR_LEASE_SECONDS": "2",
+            "PROCESSOR_LEASE_SECONDS": "3",
         }
         return await Daemon.start(TARGET, settings | environment)
 

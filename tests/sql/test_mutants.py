@@ -126,6 +126,12 @@ TRANSITIONS = {
     ),
     "failures that are not counted": mutant(CONCLUDE, "j.failures + v.failed::int", "j.failures"),
     "crashes that are not counted": mutant(CONCLUDE, "j.crashes + 1", "j.crashes"),
+    "a neighbour of the cause that is blamed": mutant(
+        RESCUE, "and o.crashes > 0 and o.id <> j.id", "and false", "lose_a_worker", "claim"
+    ),
+    "suspicion that stays": mutant(
+        CONCLUDE, "and not v.crashed then 0", "and false then 0", "lose_a_worker", "finish"
+    ),
     "children that are not cancelled": mutant(CONCLUDE, "if parents is not null then", "if false then"),
     "an end that does not settle": mutant(CONCLUDE, "if settling is not null then", "if false then"),
     "a parent that sleeps for ever": mutant(
