@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from processor.errors import ConfigError
+from processor.spool import default_directory
 
 KEY_VARIABLES = ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_KEY")
 ANON_VARIABLES = ("SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY")
@@ -34,6 +36,13 @@ def _key(value: Any) -> Any:
             "the key has spaces or special characters in it: copy it again, whole and on one line"
         )
     return key
+
+
+def _directory(value: Any) -> Any:
+    """Take a directory, or the word for having none."""
+    if isinstance(value, str):
+        return None if value.strip().lower() == "none" else Path(value).expanduser().absolute()
+    return value
 
 
 def _names(value: Any) -> Any:
@@ -85,6 +94,10 @@ class Settings(BaseSettings):
     """How long a cancelled handler may clean up."""
     maintenance_seconds: float = Field(300, ge=0, le=86400)
     """Between two rounds of housekeeping, which clear away jobs and credits whose time is over; 0: never."""
+    spool_dir: Annotated[Path | None, BeforeValidator(_directory)] = Field(default_factory=default_directory)
+    """Where outcomes are kept while the API is away; none: in memory only."""
+    spool_max_mb: int = Field(64, ge=1, le=65536)
+    """How large the file there may become, in megabytes."""
     http_host: str = "127.0.0.1"
     """Address of /healthz and /readyz."""
     http_port: int | None = Field(None, ge=0, le=65535)

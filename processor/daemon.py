@@ -20,11 +20,13 @@ from processor.executor import Executor, Stop
 from processor.feed import Feed, FeedTimings
 from processor.lease import Lease
 from processor.maintenance import Maintenance
+from processor.replay import Replay
 from processor.report import Reporter
 from processor.rpc import Rpc
 from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
+from processor.spool import Spool
 from processor.web.health import HealthServer
 from processor.worker import Worker
 
@@ -32,6 +34,9 @@ _FLUSH_SECONDS = 10.0
 """How long the last results may take on the way out; what does not make it is rescued by others."""
 _GOODBYE_SECONDS = 3.0
 """How long deregistering may take: without it the lease just runs out."""
+
+_SAVE_SECONDS = 5.0
+"""How long the disk may take on the way out."""
 
 log = structlog.get_logger("processor.daemon")
 
@@ -69,7 +74,12 @@ class Daemon:
         self._worker = Worker(
             self.rpc, self.id, queues=self._queues, slots=settings.slots, on_unknown=self._register
         )
-        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel)
+        spool = None
+        if settings.spool_dir is not None:
+            limit = settings.spool_max_mb * 1_000_000
+            spool = Spool(settings.spool_dir, self.id, settings.url, max_bytes=limit)
+        self._replay = None if settings.spool_dir is None else Replay(self.rpc, settings.spool_dir)
+        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel, spool=spool)
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
@@ -84,16 +94,21 @@ class Daemon:
             on_beat=self._feed.heartbeat_sent,
             on_schedule=self._schedules.due_in,
             register=self._register,
+            unsettled=lambda: self._settler.unsettled,
         )
         self._background = Background()
         self._web: HealthServer | None = None
         self._registered = False
+        self._lost = 0
         self._draining = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     async def run(self) -> int:
-        """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died."""
+        """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died.
+
+        Also 1 if results were lost; those left on disk because the API is away are not.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
@@ -106,7 +121,7 @@ class Daemon:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
-        return 1 if self._background.failed.is_set() else 0
+        return 1 if self._background.failed.is_set() or self._lost else 0
 
     def stop(self, reason: str = "stop") -> None:
         """Finish what runs, then end; a second call hurries."""
@@ -125,6 +140,8 @@ class Daemon:
                 self._settings.http_host, self._settings.http_port, healthy=self._healthy, ready=self._ready
             )
             log.info("daemon.listening", url=await self._web.start())
+        if not await self._replayed():
+            return
         await self._register()
         for name, part in (
             ("settler", self._settler.run()),
@@ -138,6 +155,8 @@ class Daemon:
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
+        if self._replay is not None:  # sooner than the lease of whoever dies from now on is over
+            self._background.start("replay", self._replay.run(self._settings.lease_seconds / 3))
         self._feed.on_mode(lambda _mode: self._lease.nudge())
         await self._feed.start()
         self._worker.wake("sweep")
@@ -151,6 +170,26 @@ class Daemon:
             slots=self._settings.slots,
             version=__version__,
         )
+
+    async def _replayed(self) -> bool:
+        """Settle what earlier processes left, before any heartbeat takes their jobs away; False: stopped."""
+        if self._replay is None:
+            log.info(
+                "spool.off", hint="PROCESSOR_SPOOL_DIR says where to keep results while the API is away."
+            )
+            return True
+        replaying = asyncio.create_task(self._replay.first(), name="replay")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({replaying, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not replaying.done():
+                return False
+            await replaying
+        finally:
+            stop.cancel()
+            replaying.cancel()
+            await asyncio.wait({replaying})
+        return not self._stop.is_set()
 
     async def _until_stopped(self) -> None:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
@@ -173,14 +212,11 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_SECONDS):
                     await self._settler.flushed()
+            await self._save()
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
-            try:
-                async with asyncio.timeout(_GOODBYE_SECONDS):
-                    await self.rpc.deregister_worker(self.id)
-            except (ApiError, TimeoutError) as error:
-                log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
+            await self._say_goodbye()
         if self._web is not None:
             await self._web.stop()
         await self._client.aclose()
@@ -188,17 +224,49 @@ class Daemon:
         if self._registered:
             log.info("daemon.stopped", calls=dict(self.rpc.calls))
 
+    async def _save(self) -> None:
+        """Put on disk what the API has not taken."""
+        try:
+            async with asyncio.timeout(_SAVE_SECONDS):
+                self._lost = await self._settler.save()
+        except TimeoutError:
+            self._lost = len(self._settler.unsettled)
+        if self._lost:
+            log.error(
+                "daemon.results_lost", outcomes=self._lost, reason="the API is away, and so is the disk"
+            )
+
+    async def _say_goodbye(self) -> None:
+        """Leave, unless results are kept: the jobs they belong to would go back, and run again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SAVE_SECONDS):
+                await self._settler.close()
+        if kept := self._settler.depth.records:
+            log.warning(
+                "daemon.results_kept",
+                outcomes=kept,
+                directory=str(self._settings.spool_dir),
+                hint="The next daemon that starts with this directory hands them in.",
+            )
+            return
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self.rpc.deregister_worker(self.id)
+        except (ApiError, TimeoutError) as error:
+            log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
+
     async def _settled(self, seconds: float, *, hurry: bool = True) -> bool:
-        """Wait until nothing runs, for so long, or until somebody hurries; say whether nothing runs."""
+        """Wait until nothing runs that could still be helped, for so long, or until somebody hurries."""
         idle = asyncio.create_task(self._worker.idle(), name="idle")
+        kept = asyncio.create_task(self._settler.kept(lambda: self._worker.running), name="kept")
         hurried = asyncio.create_task(self._hurry.wait(), name="hurry")
         try:
-            waits = {idle, hurried} if hurry else {idle}
+            waits = {idle, kept, hurried} if hurry else {idle, kept}
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            return idle.done()
+            return idle.done() or kept.done()
         finally:
-            idle.cancel()
-            hurried.cancel()
+            for task in (idle, kept, hurried):
+                task.cancel()
 
     async def _register(self) -> None:
         sent = asyncio.get_running_loop().time()
