@@ -108,9 +108,10 @@ class Replay:
                 settling.cancel()
         await settler.close()
         answers = [(entry, entry.answer.result()) for entry in entries]
-        stale = {entry.job.id: (entry, answer) for entry, answer in answers if answer.stale}
-        for job_id, (entry, answer) in stale.items():
-            log.warning("spool.stale", job_id=str(job_id), attempt=entry.job.attempt, status=answer.status)
+        for job, answer in {entry.job: answer for entry, answer in answers if answer.stale}.items():
+            log.warning("spool.stale", job_id=str(job.id), attempt=job.attempt, status=answer.status)
+        for job, answer in {entry.job: answer for entry, answer in answers if answer.error}.items():
+            log.error("spool.refused", job_id=str(job.id), attempt=job.attempt, error=answer.error)
         log.info(
             "spool.replayed",
             path=str(path),

@@ -222,6 +222,7 @@ class Spool:
         if self._distrusted is not None:
             _remove(*self._distrusted)
         self._path, self._fd, self._size, self._distrusted = None, -1, 0, None
+        self.full = False
         self._kept.clear()
 
     def _close(self) -> None:
