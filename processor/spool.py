@@ -167,6 +167,9 @@ class Spool:
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
+                if self._size == 0 and self._path is not None:
+                    _remove(self._fd, self._path)
+                    self._path, self._fd = None, -1
             raise
 
     def _forget(self, numbers: Sequence[int]) -> None:

@@ -80,6 +80,10 @@ async def becomes(condition: Callable[[], Any], within: float = 15.0) -> None:
         await asyncio.sleep(0.01)
 
 
+def everything_in(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
 def attempt() -> Attempt:
     return Attempt(id=uuid4(), attempt=2)
 
@@ -106,7 +110,7 @@ async def test_nothing_is_written_while_the_api_answers(api: ScriptedApi, rpc: R
     async with alive(rpc, directory) as life:
         for _ in range(5):
             await asyncio.gather(*(life.settler.job(attempt(), DONE) for _ in range(20)))
-    assert list(directory.parent.iterdir()) == []
+    assert everything_in(directory.parent) == []
 
 
 async def test_what_waits_is_on_disk_and_gone_when_it_is_taken(
@@ -417,6 +421,6 @@ async def test_a_file_with_a_changed_line_is_put_aside_and_the_rest_of_it_counts
     (told,) = [line for line in logs if line["event"] == "spool.broken"]
     assert told["lines"] == 1
     assert told["path"] == str(path.with_suffix(".corrupt"))
-    assert [left.name for left in directory.iterdir()] == [path.with_suffix(".corrupt").name]
+    assert everything_in(directory) == [path.with_suffix(".corrupt")]
     (replayed,) = [line for line in logs if line["event"] == "spool.replayed"]
     assert replayed["taken"] == 4

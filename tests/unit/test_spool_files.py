@@ -187,6 +187,21 @@ def test_a_disk_that_is_full_costs_only_what_is_new(spool: Spool, directory: Pat
     assert heirloom(directory) == [1, 2]
 
 
+def test_a_full_disk_does_not_cost_the_file_that_is_no_longer_trusted(
+    spool: Spool, directory: Path, fail: Fault
+) -> None:
+    spool.write([record(1)], [])
+    before = files(directory)
+    for name, number in (("fsync", errno.EIO), ("pwrite", errno.ENOSPC)):
+        fail(name, number)
+        with pytest.raises(OSError, match="error|space"):
+            spool.write([record(1), record(2)], [])
+        assert files(directory) == before
+    spool.write([record(1), record(2)], [])
+    spool.close()
+    assert heirloom(directory) == [1, 2]
+
+
 def test_no_room_for_a_note_of_what_is_settled_is_no_failure(
     spool: Spool, directory: Path, fail: Fault
 ) -> None:
