@@ -233,7 +233,9 @@ class Daemon:
             self._lost = len(self._settler.unsettled)
         if self._lost:
             log.error(
-                "daemon.results_lost", outcomes=self._lost, reason="the API is away, and so is the disk"
+                "daemon.results_lost",
+                outcomes=self._lost,
+                reason="the API did not take them, and they are not on disk: their jobs run again",
             )
 
     async def _say_goodbye(self) -> None:

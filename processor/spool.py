@@ -123,7 +123,7 @@ class Spool:
         with self._lock:
             self._close()
             if self._distrusted is not None:
-                os.close(self._distrusted[0])
+                _close(self._distrusted[0])
                 self._distrusted = None
 
     # -- with the lock held -----------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Spool:
 
     def _close(self) -> None:
         if self._path is not None:
-            os.close(self._fd)
+            _close(self._fd)
         self._path, self._fd = None, -1
 
 
@@ -279,7 +279,12 @@ def _examine(fd: int, project: str) -> tuple[Contents, bytes]:
 def _remove(fd: int, path: Path) -> None:
     """Remove a file while its lock is held: nobody else can have it in hand."""
     path.unlink(missing_ok=True)
-    os.close(fd)
+    _close(fd)
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # what counts was synced; a network's disk may still complain here
+        os.close(fd)
 
 
 def _sync_directory(directory: Path) -> None:
