@@ -66,7 +66,7 @@ async def test_a_dead_worker_is_believed_until_somebody_rescues_its_job(project,
     [job] = await worker.claim()
     await project.later(seconds=3600)
     if fate == "its row is gone":
-        await project.execute("delete from public.job_workers where id = $1", worker.id)
+        await project.sql("delete from public.job_workers where id = $1", worker.id)
     assert not (await worker.finish_items(job, done("de")))["stale"]
     answer = await worker.finish(job, "done", items=[done("fr")])
     assert (answer["stale"], answer["status"]) == (False, "completed")
