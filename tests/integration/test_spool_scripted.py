@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,10 +14,13 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from processor import JobContext, Processor
+from processor.config import Settings
+from processor.daemon import Daemon
 from processor.errors import AuthFailed
-from processor.job import Failure, ItemOutcome, Outcome, OutcomeKind
+from processor.job import Failure, ItemOutcome, Job, Outcome, OutcomeKind
 from processor.replay import Replay
-from processor.rpc import Attempt, Rpc
+from processor.rpc import SCHEMA_VERSION, Attempt, Rpc
 from processor.settle import Settler
 from processor.spool import Spool, files
 from tests.integration.scripted_api import ScriptedApi, scripted_api
@@ -362,6 +366,75 @@ async def test_an_heir_that_is_stopped_halfway_offers_only_the_rest_again(
     assert files(directory) == []
 
 
+def one_job_for_all(api: ScriptedApi) -> Job:
+    """Give the first claim a job, and answer whatever else a daemon asks, except how the job ended."""
+    now = datetime.now(UTC)
+    job = Job(id=uuid4(), queue="q", kind="k", payload={}, attempt=1, run_at=now, created_at=now)
+    times = {"now": now.isoformat(), "lease_expires_at": (now + timedelta(seconds=90)).isoformat()}
+    api.answers |= {
+        "register_worker": lambda _arguments: (200, {**times, "schema_version": SCHEMA_VERSION}),
+        "heartbeat_worker": lambda _arguments: (
+            200,
+            {**times, "heartbeat_at": times["now"], "next_due_at": None},
+        ),
+        "claim_jobs": lambda _arguments: (
+            200,
+            {
+                "now": times["now"],
+                "next_due_at": None,
+                "jobs": [job.model_dump(mode="json")] if len(api.calls["claim_jobs"]) == 1 else [],
+            },
+        ),
+        "deregister_worker": lambda _arguments: (200, {"released": 0}),
+    }
+    return job
+
+
+async def test_a_daemon_that_leaves_results_does_not_sign_off_and_the_next_hands_them_in_first(
+    api: ScriptedApi, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processor.daemon._FLUSH_SECONDS", 0.1)
+    app = Processor()
+
+    @app.job("k", queue="q")
+    async def handler(job: JobContext) -> str:
+        return "done"
+
+    settings = Settings(
+        url=api.url,
+        key="e30.e30.x",
+        feed="polling",
+        spool_dir=directory,
+        grace_seconds=20,
+        maintenance_seconds=0,
+    )
+    job = one_job_for_all(api)
+    daemon = Daemon(app, settings)
+    running = asyncio.create_task(daemon.run())
+    await becomes(lambda: api.calls["finish_jobs"])
+    daemon.stop()
+    assert await asyncio.wait_for(running, 18) == 0  # as soon as it is on disk: nothing else is waited for
+    assert len(files(directory)) == 1
+    assert api.calls["deregister_worker"] == []  # it would give the job back, and its handler run again
+
+    order: list[str] = []
+    api.answers["finish_jobs"] = taken
+    for name, answer in list(api.answers.items()):
+        api.answers[name] = lambda arguments, name=name, answer=answer: (
+            order.append(name) or answer(arguments)
+        )
+    heir = Daemon(app, settings)
+    running = asyncio.create_task(heir.run())
+    await becomes(lambda: "claim_jobs" in order)
+    heir.stop()
+    assert await asyncio.wait_for(running, 18) == 0
+    handed_in = next(one for one in api.calls["finish_jobs"][::-1] if one["results"])
+    assert handed_in["worker_id"] == str(daemon.id)
+    assert [(one["id"], one["result"]) for one in handed_in["results"]] == [(str(job.id), "done")]
+    assert order[:3] == ["finish_jobs", "finish_jobs", "register_worker"]
+    assert [one["worker_id"] for one in api.calls["deregister_worker"]] == [str(heir.id)]
+
+
 async def test_a_key_that_is_refused_ends_the_start_and_costs_no_result(
     api: ScriptedApi, rpc: Rpc, directory: Path
 ) -> None:
@@ -387,10 +460,8 @@ async def test_the_living_and_other_projects_are_left_alone(
             await replay.first()
             await replay.first()
         assert files(directory) == before
-        told = [line for line in logs if line["log_level"] in {"warning", "error"}]
-        assert [(line["event"], line["reason"]) for line in told] == [
-            ("spool.passed_over", f"it belongs to {api.url}/elsewhere")
-        ]
+        told = [line for line in logs if line["event"] in {"spool.passed_over", "spool.replayed"}]
+        assert [line.get("reason") for line in told] == [f"it belongs to {api.url}/elsewhere"]
 
 
 async def test_what_a_process_leaves_that_dies_later_is_found(
