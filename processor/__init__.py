@@ -3,6 +3,8 @@
 from importlib.metadata import version
 
 from processor.app import Processor
+from processor.calls.context import SyncJobContext, SyncJobItem
+from processor.calls.line import JobStopped
 from processor.context import JobContext, JobItem
 from processor.errors import ErrorCode, JobError, ProcessorError, UsageError
 from processor.job import Cancel, Child, Discard, JobStatus, NewChild, Retry, Snooze, Wait
@@ -18,11 +20,14 @@ __all__ = [
     "JobError",
     "JobItem",
     "JobStatus",
+    "JobStopped",
     "NewChild",
     "Processor",
     "ProcessorError",
     "Retry",
     "Snooze",
+    "SyncJobContext",
+    "SyncJobItem",
     "UsageError",
     "Wait",
     "__version__",

@@ -1,23 +1,25 @@
 """The registry that users import: handlers, with the name and the price of what each does, and schedules."""
 
-import difflib
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from processor.context import JobContext
+from processor import middleware, resources
 from processor.cron import Cron
-from processor.errors import UsageError
+from processor.errors import UsageError, did_you_mean
 from processor.jsonb import to_jsonb
+from processor.middleware import Middleware
+from processor.resources import Resource
 from processor.retry import Classifier
+from processor.signature import Sort, payload_adapter, payload_schema, sort_of, where
 
-Function = Callable[[JobContext[Any]], Awaitable[Any]]
-F = typing.TypeVar("F", bound=Callable[..., Awaitable[Any]])
+Function = Callable[..., Any]
+F = typing.TypeVar("F", bound=Callable[..., Any])
 CatchUp = Literal["none", "last", "all"]
 """For times at which no worker was alive: nothing, one job for the last of them, a job for each."""
 
@@ -33,6 +35,7 @@ class Handler:
 
     kind: str
     function: Function
+    sort: Sort
     queue: str
     payload: TypeAdapter[Any]
     payload_schema: dict[str, Any]
@@ -43,6 +46,7 @@ class Handler:
     item_concurrency: int | None
     timeout: float | None
     description: str | None
+    resources: tuple[str, ...]
 
     def declaration(self) -> dict[str, Any]:
         """Return what the database is told about it."""
@@ -102,6 +106,8 @@ class Processor:
         self._handlers: dict[str, Handler] = {}
         self._schedules: dict[str, Schedule] = {}
         self._classifier = Classifier()
+        self._middlewares: list[Middleware] = []
+        self._resources: dict[str, Resource] = {}
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -117,6 +123,54 @@ class Processor:
     def classifier(self) -> Classifier:
         """What exceptions mean to this application."""
         return self._classifier
+
+    @property
+    def middlewares(self) -> Sequence[Middleware]:
+        """What goes around every handler, the outermost first."""
+        return self._middlewares
+
+    def resources_of(self, kinds: Collection[str]) -> tuple[Resource, ...]:
+        """Return the resources that handlers of these kinds need, and middleware; each after its own needs.
+
+        Raises :class:`UsageError` where something needs a resource that is not declared.
+        """
+        wanted = {
+            f"handler of {handler.kind!r}, {where(handler.function)}": handler.resources
+            for handler in self._handlers.values()
+            if handler.kind in kinds
+        }
+        wanted |= {layer.title: layer.resources for layer in self._middlewares}
+        return resources.in_order(self._resources, wanted)
+
+    def middleware(self, function: F) -> F:
+        """Put ``async def function(job, call_next)`` around every handler, inside those declared before.
+
+        What it returns is the job's result: ``return await call_next(job)``. What it raises counts as if the
+        handler had raised it. It may take resources too.
+
+        Raises :class:`UsageError` where it cannot work.
+        """
+        self._middlewares.append(middleware.declared(function))
+        return function
+
+    def resource(self, function: F) -> F:
+        """Start something once for all jobs, and give it to every handler with a parameter of its name.
+
+        A function that yields is resumed when the daemon has ended its jobs; one that returns only starts
+        something. ``def`` runs in a thread, for what blocks, such as loading a model. Its own parameters are
+        other resources. Only what the served handlers need is started, before the daemon takes jobs.
+
+        Raises :class:`UsageError` where it cannot work.
+        """
+        resource = resources.declared(function)
+        if resource.name in self._resources:
+            other = self._resources[resource.name].function
+            raise UsageError(
+                f"Two resources {resource.name!r}: {where(other)} and {where(function)}. Rename one."
+            )
+        resources.refuse_circle({**self._resources, resource.name: resource}, resource.name)
+        self._resources[resource.name] = resource
+        return function
 
     def error(
         self,
@@ -144,10 +198,13 @@ class Processor:
         max_items: int | None = None,
         item_concurrency: int | None = None,
         timeout: float | None = None,
+        process: bool = False,
         description: str | None = None,
     ) -> Callable[[F], F]:
         """Declare the handler of a kind of job.
 
+        An ``async def`` takes a :class:`JobContext` and runs in the event loop; a ``def`` takes a
+        :class:`SyncJobContext` and runs in a thread, or with ``process`` in a process that can be killed.
         ``public`` lets signed-in users create such jobs. Credits are what a job, and each of its items,
         costs its owner. ``timeout`` is in seconds and limits one attempt, beside the queue's own.
         ``description`` defaults to the first line of the docstring.
@@ -180,15 +237,23 @@ class Processor:
             if kind in self._handlers:
                 other = self._handlers[kind].function
                 raise UsageError(
-                    f"Two handlers for {kind!r}: {_where(other)} and {_where(function)}. Rename one."
+                    f"Two handlers for {kind!r}: {where(other)} and {where(function)}. Rename one."
                 )
-            payload = _payload_adapter(kind, function)
+            sort = sort_of(kind, function, process=process)
+            payload = payload_adapter(kind, function, sort)
+            needed = resources.wanted_by(function, after=1)
+            if needed and sort is Sort.PROCESS:
+                raise UsageError(
+                    f"The handler of {kind!r}, {where(function)}, takes {needed[0]!r}, but with process=True "
+                    "it runs where no resource is. Make one there, in a function with @functools.cache."
+                )
             self._handlers[kind] = Handler(
                 kind=kind,
                 function=function,
+                sort=sort,
                 queue=queue,
                 payload=payload,
-                payload_schema=_schema(kind, payload),
+                payload_schema=payload_schema(kind, payload),
                 credits_per_job=credits_per_job,
                 credits_per_item=credits_per_item,
                 public=public,
@@ -196,6 +261,7 @@ class Processor:
                 item_concurrency=item_concurrency,
                 timeout=timeout,
                 description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
+                resources=needed,
             )
             return function
 
@@ -214,6 +280,7 @@ class Processor:
         queue: str = "default",
         item_concurrency: int | None = None,
         timeout: float | None = None,
+        process: bool = False,
         description: str | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler and run it by the clock.
@@ -236,6 +303,7 @@ class Processor:
                 queue=queue,
                 item_concurrency=item_concurrency,
                 timeout=timeout,
+                process=process,
                 description=description,
             )(function)
             self._schedules[name] = self._with_payload(schedule, payload)
@@ -320,78 +388,7 @@ class Processor:
         return replace(schedule, payload=plain)
 
 
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """Return `` Did you mean …?`` for a near miss, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _bad_name(what: str, name: str, rule: str, pattern: re.Pattern[str]) -> str:
     suggestion = re.sub(r"[^a-z0-9_.-]+", "_", name.strip().lower())[:63].strip("_.-")
     near = f" Did you mean {suggestion!r}?" if pattern.fullmatch(suggestion) else ""
     return f"The {what} {name!r} must be {rule}.{near}"
-
-
-def _payload_adapter(kind: str, function: Callable[..., Any]) -> TypeAdapter[Any]:
-    """Find the payload's type in the handler's annotation."""
-    where = _where(function)
-    if not inspect.iscoroutinefunction(function):
-        raise UsageError(f"The handler of {kind!r}, {where}, must be `async def`.")
-    parameters = list(inspect.signature(function).parameters.values())
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
-    ]
-    if not parameters or len(required) > 1 or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
-        raise UsageError(
-            f"The handler of {kind!r}, {where}, must take one argument: (job: JobContext[Payload])."
-        )
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise UsageError(
-            f"The annotations of {where} name something that cannot be found: {error}. "
-            "Define the payload's type at the top level of the module."
-        ) from error
-    annotation = hints.get(parameters[0].name, JobContext)
-    if annotation is JobContext:
-        return TypeAdapter(dict[str, Any])
-    if typing.get_origin(annotation) is not JobContext:
-        raise UsageError(
-            f"The handler of {kind!r}, {where}, takes {_name(annotation)}; "
-            f"write `{parameters[0].name}: JobContext[{_name(annotation)}]`: "
-            "the payload is then `job.payload`."
-        )
-    payload = typing.get_args(annotation)[0]
-    if isinstance(payload, typing.TypeVar) or payload is Any:
-        return TypeAdapter(dict[str, Any])
-    if payload in {str, int, float, bool, list, tuple, set, bytes} or typing.get_origin(payload) in {
-        list,
-        tuple,
-        set,
-    }:
-        raise UsageError(
-            f"JobContext[{_name(payload)}] of {where}: a payload is a JSON object, so its type must be "
-            "a pydantic model, a dataclass, a TypedDict or a dict."
-        )
-    try:
-        return TypeAdapter(payload)
-    except (PydanticSchemaGenerationError, PydanticUserError) as error:
-        raise UsageError(
-            f"JobContext[{_name(payload)}] of {where} cannot be validated: {error}. "
-            "Use a pydantic model, a dataclass, a TypedDict or a dict."
-        ) from error
-
-
-def _schema(kind: str, payload: TypeAdapter[Any]) -> dict[str, Any]:
-    try:
-        return payload.json_schema()
-    except PydanticUserError as error:
-        raise UsageError(f"The payload of {kind!r} has no JSON Schema: {error}") from error
-
-
-def _where(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def _name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

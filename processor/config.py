@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -80,6 +81,8 @@ class Settings(BaseSettings):
     """Jobs running at the same time."""
     item_concurrency: int = Field(3, ge=1, le=1000)
     """Items of one job running at the same time, where the handler does not say otherwise."""
+    processes: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1000)
+    """Processes for handlers declared with ``process=True``; by default one for each core."""
     lease_seconds: float = Field(90, ge=3, le=3600)
     """Until others take over the jobs of a silent worker; a heartbeat every third of it."""
     poll_seconds: float = Field(5, gt=0, le=300)

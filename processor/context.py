@@ -1,15 +1,17 @@
 """What a handler holds while it runs: the job, its items, and the lines back to the daemon."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Unpack
 from uuid import UUID
 
+from processor.checkpoints import Checkpoints
 from processor.errors import ErrorCode, JobError
+from processor.facts import JobFacts, P
 from processor.job import (
     Cancel,
+    Checkpoint,
     Child,
     ChildOptions,
     Failure,
@@ -27,15 +29,26 @@ from processor.log import JobLog
 if TYPE_CHECKING:
     from supabase import AsyncClient
 
-P = TypeVar("P")
+A = ParamSpec("A")
 
 
 class Desk(Protocol):
-    """What a context needs from whoever runs the job."""
+    """What a context needs from whoever runs the job.
+
+    Everything but ``stopping`` and ``classify`` raises ``CancelledError`` when the job is not this
+    process's any more.
+    """
 
     @property
     def supabase(self) -> "AsyncClient":
         """A client for the application's own tables, storage and functions."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody wants the handler to stop."""
+
+    def admit(self) -> None:
+        """Let the handler go on, if the job is still this process's."""
 
     def progress(self, job: Job, fraction: float, message: str | None) -> None:
         """Note the job's progress; the latest of a moment is written."""
@@ -51,6 +64,12 @@ class Desk(Protocol):
 
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Make an item's outcome durable; returns why it was refused, if it was."""
+
+    async def save_checkpoint(self, job: Job, step: Checkpoint) -> None:
+        """Make the result of a step durable."""
+
+    async def read_checkpoint(self, job: Job, name: str) -> Any:
+        """Get the result of a step that did not come with the job."""
 
     async def spawn(
         self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
@@ -77,7 +96,7 @@ class JobItem(Generic[P]):
         return f"JobItem({self.key!r}, attempts={self.attempts})"
 
 
-class JobContext(Generic[P]):
+class JobContext(JobFacts[P]):
     """The job as its handler sees it.
 
     Annotate the handler's parameter as ``JobContext[Card]`` and ``payload`` is a validated ``Card``.
@@ -93,73 +112,22 @@ class JobContext(Generic[P]):
         item_concurrency: int = 3,
         deadline: datetime | None = None,
     ) -> None:
-        self.payload: P = payload
+        super().__init__(job, payload, deadline)
         self.cancelled = asyncio.Event()
         """Set when somebody wants the handler to stop; it gets a CancelledError at the same moment."""
-        self.deadline = deadline
-        """When the handler will be stopped, if it has a timeout."""
         self.log = JobLog(logger, lambda level, message, fields: desk.log(job, level, message, fields))
         self.items: tuple[JobItem[P], ...] = tuple(JobItem(self, item, desk) for item in job.items)
         """The items that are not done yet."""
-        self._job = job
         self._desk = desk
         self._item_concurrency = item_concurrency
         self._done = {item.position: (item.key, item.result) for item in job.done}
         self._going = False
-        self._children = {child.id: child for child in job.children}
+        self._checkpoints = Checkpoints(
+            job.checkpoints,
+            save=lambda step: desk.save_checkpoint(job, step),
+            read=lambda name: desk.read_checkpoint(job, name),
+        )
         self._unnamed = 0
-
-    @property
-    def id(self) -> UUID:
-        """The job's id: stable over attempts, so good as an idempotency key for upstreams."""
-        return self._job.id
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return self._job.kind
-
-    @property
-    def queue(self) -> str:
-        """The queue it came from."""
-        return self._job.queue
-
-    @property
-    def owner_id(self) -> UUID | None:
-        """The user whose job it is; None for jobs of the application itself."""
-        return self._job.owner_id
-
-    @property
-    def parent_id(self) -> UUID | None:
-        """The job that this one is a child of."""
-        return self._job.parent_id
-
-    @property
-    def children(self) -> tuple[Child, ...]:
-        """The job's children in the order they were made, as they were when it was claimed; new ones too."""
-        return tuple(self._children.values())
-
-    @property
-    def attempt(self) -> int:
-        """How many times the job has been claimed, this time included."""
-        return self._job.attempt
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The job's tags."""
-        return self._job.tags or ()
-
-    @property
-    def tick(self) -> datetime | None:
-        """The time of its schedule that the job is for, in UTC; None if no schedule made it.
-
-        After an outage, and in another attempt, it is earlier than now.
-        """
-        for tag in self.tags:
-            if tag.startswith("tick:"):
-                with contextlib.suppress(ValueError):
-                    return datetime.fromisoformat(tag.removeprefix("tick:"))
-        return None
 
     @property
     def supabase(self) -> "AsyncClient":
@@ -185,11 +153,13 @@ class JobContext(Generic[P]):
         """
         if self._going:
             raise RuntimeError("each() is already going through the items: await it before the next call.")
+        self._desk.admit()
         limit = asyncio.Semaphore(concurrency or self._item_concurrency)
         done = self._done
 
         async def run(item: JobItem[P]) -> None:
             async with limit:
+                self._desk.admit()
                 outcome = await self._attempt(function, item)
                 if await self._desk.finish_item(self._job, outcome) is None and outcome.failure is None:
                     done[item.position] = (item.key, outcome.result)
@@ -204,10 +174,33 @@ class JobContext(Generic[P]):
         except* (Snooze, Wait, Cancel) as decisions:
             decision = decisions.exceptions[0]
         else:
+            self._desk.admit()
+            if self._desk.stopping:  # a group passes over the cancellation of its tasks in silence
+                raise asyncio.CancelledError
             return dict(done[position] for position in sorted(done))
         finally:
             self._going = False
         raise decision
+
+    async def checkpoint(
+        self, name: str, function: Callable[A, Any], /, *args: A.args, **kwargs: A.kwargs
+    ) -> Any:
+        """Take a step once: run ``function(*args)``, async or not, unless an earlier attempt completed it.
+
+        What it returns is stored before this returns it, as JSON (at most 1 MiB), and every later attempt
+        gets it without running the step: after a crash, a retry, a snooze, and in the job that ``retry_job``
+        makes of this one. A step that raises stores nothing. What is returned is what JSON gives back, the
+        first time too: a date is a text, a tuple a list.
+
+        ``name``, of at most 200 characters, is the step's own within the job: put what tells it from the
+        others into it, such as the item's key. Asking again for the same step returns the same; while it
+        runs, waits for it.
+
+        Raises ``JobError`` which, if not caught, fails the job for good: ``CHECKPOINT_REFUSED`` when the
+        name stands for another step, ``INVALID_RESULT`` when the result cannot be stored.
+        """
+        self._desk.admit()
+        return await self._checkpoints.run(name, (function, args, kwargs))
 
     async def spawn(
         self,
@@ -245,33 +238,23 @@ class JobContext(Generic[P]):
         if not wanted:
             return ()
         ids = await self._desk.spawn(self._job, wanted, on_child_failure)
-        for child_id, child in zip(ids, wanted, strict=True):
-            self._children.setdefault(child_id, Child(id=child_id, kind=child["kind"]))
+        self._adopt([Child(id=made, kind=child["kind"]) for made, child in zip(ids, wanted, strict=True)])
         return tuple(self._children[child_id] for child_id in ids)
 
-    def join(self) -> tuple[Child, ...]:
-        """Return the children once all have ended; before that, raise :class:`Wait`.
-
-        The job then gives its slot back, and the handler runs again, from the top, when the last child
-        has ended. A child may have failed: look at its ``status``, or spawn with ``on_child_failure="fail"``.
-        """
-        if any(not child.ended for child in self.children):
-            raise Wait
-        return self.children
-
     def _checked(self, child: NewChild) -> NewChild:
-        """Return the child as plain JSON, with a key."""
+        """Return the child as plain JSON; one without a key has a number."""
+        wire: dict[str, Any] = dict(child)
         key = child.get("key")
         if key is None:
             self._unnamed += 1
-            child = {**child, "key": f"#{self._unnamed}"}
+            wire["number"] = self._unnamed
         elif key.startswith("#"):
             reason = f"the key {key!r} of a child begins with #, as those of children without a key do"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED)
         try:
-            plain: NewChild = to_jsonb(child)
+            plain: NewChild = to_jsonb(wire)
         except ValueError as error:
-            reason = f"child {child['key']} ({child.get('kind')}) cannot be stored: {error}"
+            reason = f"child {key or self._unnamed} ({child.get('kind')}) cannot be stored: {error}"
             raise JobError(reason, code=ErrorCode.CHILD_REFUSED) from error
         return plain
 
@@ -284,13 +267,13 @@ class JobContext(Generic[P]):
             raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or task.cancelling() or self._desk.stopping:
                 raise
             # what it awaited was cancelled by others; a task group would pass over that in silence
             failure = Failure("HANDLER_CRASHED", "the item ended with CancelledError", retryable=True)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # noqa: BLE001 - whatever a handler raises is classified, never lost
             failure = self._desk.classify(error)
             self._desk.log(self._job, "warning", failure.message, {"item": item.key, "code": failure.code})
             return ItemOutcome(item.key, failure=failure)

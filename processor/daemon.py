@@ -16,13 +16,16 @@ from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.errors import ApiError, ConfigError
-from processor.executor import Executor, Stop
+from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
+from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.replay import Replay
 from processor.report import Reporter
+from processor.resources import Resources
 from processor.rpc import Rpc
+from processor.run import Stop
 from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
@@ -57,6 +60,7 @@ class Daemon:
         self._planned = [s for s in app.schedules.values() if s.kind in kinds]
         if idle := _without_handler(app, self._queues):
             raise ConfigError(_nothing_to_do(app, idle))
+        needed = app.resources_of(kinds)
         key = settings.key.get_secret_value()
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
@@ -83,12 +87,20 @@ class Daemon:
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
-        self._worker.employ(Executor(app, settings, self._settler, self._reporter, self._client))
+        hold = Hold()
+        self._background = Background()
+        self._resources = Resources(
+            needed, lambda name, error: self._background.mourn(f"resource {name}", error)
+        )
+        shared = self._resources.values
+        self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold, shared)
+        self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
         self._lease = Lease(
             self.rpc,
             self.id,
             self._worker,
+            hold,
             seconds=settings.lease_seconds,
             feed_mode=lambda: self._feed.mode,
             on_beat=self._feed.heartbeat_sent,
@@ -96,7 +108,6 @@ class Daemon:
             register=self._register,
             unsettled=lambda: self._settler.unsettled,
         )
-        self._background = Background()
         self._web: HealthServer | None = None
         self._registered = False
         self._lost = 0
@@ -137,10 +148,14 @@ class Daemon:
     async def _start(self) -> None:
         if self._settings.http_port is not None:
             self._web = HealthServer(
-                self._settings.http_host, self._settings.http_port, healthy=self._healthy, ready=self._ready
+                self._settings.http_host,
+                self._settings.http_port,
+                healthy=self._healthy,
+                ready=self._ready,
+                on_end=self._background.ended,
             )
             log.info("daemon.listening", url=await self._web.start())
-        if not await self._replayed():
+        if not await self._have_resources() or not await self._replayed():
             return
         await self._register()
         for name, part in (
@@ -170,6 +185,19 @@ class Daemon:
             slots=self._settings.slots,
             version=__version__,
         )
+
+    async def _have_resources(self) -> bool:
+        """Start what handlers share, unless somebody wants to stop before all of it is there."""
+        starting = asyncio.create_task(self._resources.start(), name="resources")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting  # raises what kept one from starting
+            return starting.done()
+        finally:
+            starting.cancel()
+            stop.cancel()
 
     async def _replayed(self) -> bool:
         """Settle what earlier processes left, before any heartbeat takes their jobs away; False: stopped."""
@@ -217,8 +245,10 @@ class Daemon:
         await self._background.stop()
         if self._registered:
             await self._say_goodbye()
+        await self._resources.stop()
         if self._web is not None:
             await self._web.stop()
+        await self._executor.close()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:
@@ -271,7 +301,7 @@ class Daemon:
                 task.cancel()
 
     async def _register(self) -> None:
-        sent = asyncio.get_running_loop().time()
+        sent = clock()
         answer = await self.rpc.register_worker(
             {
                 "id": str(self.id),
@@ -307,9 +337,11 @@ class Daemon:
     def _ready(self) -> Mapping[str, Any]:
         return {
             **self._healthy(),
+            "resources": self._resources.starting and f"{self._resources.starting} is being started",
             "registered": None if self._registered else "the API has not accepted this worker yet",
             "lease": "no heartbeat gets through" if self._lease.fenced else None,
             "first_sweep": None if self._worker.looked else "no claim has been answered yet",
+            "slots": self._worker.blocked,
             "accepting": "it is stopping" if self._draining or self._stop.is_set() else None,
         }
 

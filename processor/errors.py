@@ -5,6 +5,7 @@
     ProcessorError
     ├── UsageError               a mistake in a declaration, found at import
     ├── ConfigError              a setting that is missing or makes no sense
+    ├── ResourceFailed           something that handlers share could not be started
     ├── JobError                 raised by handlers: a failure with a code of its own
     └── ApiError                 the API said no, or said nothing
         ├── ApiUnreachable       no answer, or an answer from something in between
@@ -30,8 +31,11 @@
 # The names say what happened; an "Error" behind each of them would add nothing.
 # ruff: noqa: N818
 
+import difflib
 import re
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import NamedTuple
 
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 
@@ -41,6 +45,7 @@ class ErrorCode(StrEnum):
 
     UPSTREAM_TIMEOUT = "UPSTREAM_TIMEOUT"
     UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+    UPSTREAM_INVALID = "UPSTREAM_INVALID"
     UPSTREAM_REJECTED = "UPSTREAM_REJECTED"
     RATE_LIMITED = "RATE_LIMITED"
     AUTH_FAILED = "AUTH_FAILED"
@@ -48,6 +53,7 @@ class ErrorCode(StrEnum):
     INVALID_RESULT = "INVALID_RESULT"
     HANDLER_TIMEOUT = "HANDLER_TIMEOUT"
     HANDLER_CRASHED = "HANDLER_CRASHED"
+    OUT_OF_RESOURCES = "OUT_OF_RESOURCES"
     LEASE_LOST = "LEASE_LOST"
     WORKER_CRASHED = "WORKER_CRASHED"
     RETRY_REQUESTED = "RETRY_REQUESTED"
@@ -55,6 +61,7 @@ class ErrorCode(StrEnum):
     ITEMS_FAILED = "ITEMS_FAILED"
     CHILD_FAILED = "CHILD_FAILED"
     CHILD_REFUSED = "CHILD_REFUSED"
+    CHECKPOINT_REFUSED = "CHECKPOINT_REFUSED"
     INSUFFICIENT_CREDITS = "INSUFFICIENT_CREDITS"
     TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
@@ -63,23 +70,135 @@ class ErrorCode(StrEnum):
     @property
     def retryable(self) -> bool:
         """Whether another attempt may succeed without anybody changing anything."""
-        return self not in _FINAL
+        return MEANINGS[self].retryable
 
 
-_FINAL = frozenset(
-    {
-        ErrorCode.UPSTREAM_REJECTED,
-        ErrorCode.AUTH_FAILED,
-        ErrorCode.INVALID_PAYLOAD,
-        ErrorCode.INVALID_RESULT,
-        ErrorCode.DISCARDED,
-        ErrorCode.CHILD_FAILED,
-        ErrorCode.CHILD_REFUSED,
-        ErrorCode.INSUFFICIENT_CREDITS,
-        ErrorCode.CANCELLED,
-        ErrorCode.REPLACED,
-    }
-)
+class Meaning(NamedTuple):
+    """What a code says to whoever finds it on a job."""
+
+    retryable: bool
+    what: str
+    advice: str
+
+
+MEANINGS: dict[ErrorCode, Meaning] = {
+    ErrorCode.UPSTREAM_TIMEOUT: Meaning(
+        True,
+        "something the handler asked did not answer in time",
+        "nothing; if it lasts, give it more time or ask for less",
+    ),
+    ErrorCode.UPSTREAM_UNAVAILABLE: Meaning(
+        True,
+        "it could not be reached, broke off, or answered 5xx",
+        "nothing; if it lasts, look at its status page and the network",
+    ),
+    ErrorCode.UPSTREAM_INVALID: Meaning(
+        True,
+        "its answer could not be read: no JSON, or not of the expected shape",
+        "log the answer in the handler; ask in another way",
+    ),
+    ErrorCode.UPSTREAM_REJECTED: Meaning(
+        False,
+        "it refused the request for good: 4xx, a constraint, a redirect without end",
+        "mend the request or its data, then retry the job",
+    ),
+    ErrorCode.RATE_LIMITED: Meaning(
+        True,
+        "it answered 429; `Retry-After` is honoured, up to an hour",
+        "nothing; set the queue's rate_limit to what the upstream allows",
+    ),
+    ErrorCode.AUTH_FAILED: Meaning(
+        False,
+        "it refused the credentials: 401, 403, or its like",
+        "renew the handler's key for it, then retry the job",
+    ),
+    ErrorCode.INVALID_PAYLOAD: Meaning(
+        False,
+        "the payload does not fit the handler's type",
+        "mend whoever creates the job; the message names the fields",
+    ),
+    ErrorCode.INVALID_RESULT: Meaning(
+        False,
+        "what the handler returned cannot be stored, or makes no sense",
+        "mend the handler; the message says why",
+    ),
+    ErrorCode.HANDLER_TIMEOUT: Meaning(
+        True,
+        "the handler took longer than the job's timeout",
+        "raise the timeout of the handler, queue or job, or cut the job into items",
+    ),
+    ErrorCode.HANDLER_CRASHED: Meaning(
+        True,
+        "the handler raised an exception that nothing here knows",
+        "read the traceback in the daemon's log; give it a code with `app.error`",
+    ),
+    ErrorCode.OUT_OF_RESOURCES: Meaning(
+        True,
+        "the worker's machine has no memory, disk, processes or files left",
+        "look at the machine; fewer slots; another attempt may meet another machine",
+    ),
+    ErrorCode.LEASE_LOST: Meaning(
+        True,
+        "the worker went silent and others took the job over",
+        "nothing; see the worker's log if it happens often",
+    ),
+    ErrorCode.WORKER_CRASHED: Meaning(
+        False,
+        "workers in a row died while running it, so it is what kills them",
+        "look for a crash in C code or a lack of memory, then retry the job",
+    ),
+    ErrorCode.RETRY_REQUESTED: Meaning(
+        True,
+        "the handler raised Retry",
+        "nothing",
+    ),
+    ErrorCode.DISCARDED: Meaning(
+        False,
+        "the handler raised Discard",
+        "as its message says",
+    ),
+    ErrorCode.ITEMS_FAILED: Meaning(
+        True,
+        "some items did not complete; each has its own code",
+        "look at job_items; retrying the job repeats only these",
+    ),
+    ErrorCode.CHILD_FAILED: Meaning(
+        False,
+        "a child did not complete, and the job was to fail with it",
+        "look at the children; retry the job",
+    ),
+    ErrorCode.CHILD_REFUSED: Meaning(
+        False,
+        "a child that the handler wanted to spawn cannot be made",
+        "mend the handler; the message says why",
+    ),
+    ErrorCode.CHECKPOINT_REFUSED: Meaning(
+        False,
+        "what a step came to cannot be stored",
+        "mend the handler; the message says why",
+    ),
+    ErrorCode.INSUFFICIENT_CREDITS: Meaning(
+        False,
+        "the owner cannot pay for a child",
+        "grant credits, then retry the job",
+    ),
+    ErrorCode.TOO_MANY_PENDING: Meaning(
+        True,
+        "the owner has as many jobs waiting as the child's queue allows",
+        "nothing; raise the queue's max_pending_per_owner if that is too few",
+    ),
+    ErrorCode.CANCELLED: Meaning(
+        False,
+        "somebody cancelled it, or the handler raised Cancel",
+        "nothing",
+    ),
+    ErrorCode.REPLACED: Meaning(
+        False,
+        "a newer job with its unique_key took its place",
+        "nothing",
+    ),
+}
+"""Every code of this package. The README has it as a table, which a test keeps equal."""
 
 
 class ProcessorError(Exception):
@@ -92,6 +211,10 @@ class UsageError(ProcessorError):
 
 class ConfigError(ProcessorError):
     """A setting that is missing or makes no sense; the message names the variable."""
+
+
+class ResourceFailed(ProcessorError):
+    """Something that handlers share could not be started; the message names it and says why."""
 
 
 class JobError(ProcessorError):
@@ -232,3 +355,10 @@ SQLSTATES: dict[str, type[ApiError]] = {
     "PT402": InsufficientCredits,
 }
 """What the SQL functions raise, and what it becomes here. A test proves that nothing is missing."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return `` Did you mean …?`` for a near miss, else nothing; a common ``prefix`` makes none nearer."""
+    others = {other.removeprefix(prefix): other for other in known}
+    near = difflib.get_close_matches(name.removeprefix(prefix), others, n=1)
+    return f" Did you mean {others[near[0]]!r}?" if near else ""

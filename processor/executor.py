@@ -2,87 +2,45 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
 from processor.app import Handler, Processor
+from processor.calls.context import Brief
+from processor.calls.line import Gate
+from processor.calls.processes import KILL_SECONDS, Processes
+from processor.calls.thread import call_in_thread
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.context import JobContext, invalid_result
-from processor.errors import ErrorCode, JobError
+from processor.desk import RunDesk
+from processor.errors import ErrorCode
+from processor.hold import Hold
 from processor.job import (
     Cancel,
     Decision,
     Failure,
-    ItemOutcome,
     Job,
-    NewChild,
-    OnChildFailure,
     Outcome,
     OutcomeKind,
     Snooze,
     Wait,
+    refuse_decision,
 )
 from processor.jsonb import to_jsonb, to_text
+from processor.middleware import around
 from processor.report import Reporter
-from processor.retry import Classifier
-from processor.rpc import Attempt, Settled
+from processor.retry import problems
+from processor.rpc import Settled
+from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
-
-if TYPE_CHECKING:
-    from supabase import AsyncClient
+from processor.signature import Sort, check_reachable
 
 log = structlog.get_logger("processor.job")
-
-
-class Stop(StrEnum):
-    """Why a handler is stopped before it ends by itself."""
-
-    CANCEL = "cancel"
-    TIMEOUT = "timeout"
-    RELEASE = "release"
-    LOST = "lost"
-
-
-class Run:
-    """One attempt of one job in this process."""
-
-    def __init__(self, job: Job, *, wake: str, queued_ms: float) -> None:
-        self.job = job
-        self.attempt = Attempt(id=job.id, attempt=job.attempt)
-        self.wake = wake
-        self.queued_ms = queued_ms
-        self.began = time.monotonic()
-        self.stopped_for: Stop | None = None
-        self.settling = False
-        """The handler is over and its outcome is on its way: nothing can stop it any more."""
-        self.items_delay: float | None = None
-        """The longest wait in seconds that a failed item asked for."""
-        self._stop = asyncio.Event()
-        self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
-
-    def stop(self, reason: Stop) -> None:
-        """Stop the handler; a lost job stays lost whatever else is wanted of it."""
-        if self.settling or self.stopped_for is Stop.LOST:
-            return
-        if self.stopped_for is None or reason is Stop.LOST:
-            self.stopped_for = reason
-        self._stop.set()
-
-    def note_delay(self, failure: Failure) -> None:
-        """Remember how long a failed item wants to wait before it is tried again."""
-        if failure.retryable and failure.delay is not None:
-            self.items_delay = max(failure.delay, self.items_delay or 0.0)
-
-    async def until_stopped(self) -> None:
-        """Wait until somebody wants the handler to stop."""
-        await self._stop.wait()
 
 
 class Executor:
@@ -95,13 +53,26 @@ class Executor:
         settler: Settler,
         reporter: Reporter,
         client: ApplicationClient,
+        hold: Hold,
+        resources: Mapping[str, Any],
     ) -> None:
+        for handler in app.handlers.values():
+            if handler.sort is Sort.PROCESS:
+                check_reachable(handler.kind, handler.function)
         self._app = app
+        self._resources = resources
         self._settings = settings
         self._settler = settler
         self._reporter = reporter
         self._client = client
-        self._stray: set[asyncio.Task[Any]] = set()
+        self._hold = hold
+        self._processes = Processes(
+            settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
+        )
+
+    async def close(self) -> None:
+        """End the processes of handlers, when nothing runs any more."""
+        await self._processes.close()
 
     async def run(self, run: Run) -> None:
         """Take one claimed job to the end of its attempt."""
@@ -126,12 +97,20 @@ class Executor:
         if outcome is not None or run.stopped_for is not None:
             return outcome
         handler = self._app.handlers[run.job.kind]
-        desk = _Desk(run, self._app.classifier, self._settler, self._reporter, self._client)
+        desk = RunDesk(run, self._hold, self._app.classifier, self._settler, self._reporter, self._client)
         try:
-            context = self._check(run, handler, desk)
+            brief = self._check(run, handler)
         except ValidationError as error:
             return _invalid_payload(error)
-        return await self._handle(run, handler, context)
+        context: JobContext[Any] = JobContext(
+            run.job,
+            brief.payload,
+            desk,
+            logger=run.log,
+            item_concurrency=brief.item_concurrency,
+            deadline=brief.deadline(),
+        )
+        return await self._handle(run, handler, context, brief)
 
     def _refuse(self, run: Run) -> Outcome | None:
         """Do not start what somebody has cancelled since it was claimed."""
@@ -139,31 +118,33 @@ class Executor:
             return _cancelled("cancelled before it started")
         return None
 
-    def _check(self, run: Run, handler: Handler, desk: "_Desk") -> JobContext[Any]:
+    def _check(self, run: Run, handler: Handler) -> Brief:
         """Validate the payload; raises pydantic's ``ValidationError``."""
-        timeout = self._timeout(run.job, handler)
-        return JobContext(
+        return Brief(
             run.job,
             handler.payload.validate_python(run.job.payload),
-            desk,
-            logger=run.log,
+            timeout=self._timeout(run.job, handler),
             item_concurrency=handler.item_concurrency or self._settings.item_concurrency,
-            deadline=None if timeout is None else datetime.now(UTC) + timedelta(seconds=timeout),
         )
 
-    async def _handle(self, run: Run, handler: Handler, context: JobContext[Any]) -> Outcome | None:
+    async def _handle(
+        self, run: Run, handler: Handler, context: JobContext[Any], brief: Brief
+    ) -> Outcome | None:
         """Run the handler until it ends or is stopped; None: nothing may be settled."""
-        task = asyncio.create_task(_call(run, handler, context), name=f"handler:{run.job.kind}:{run.job.id}")
+        task = asyncio.create_task(
+            self._call(run, handler, context, brief), name=f"handler:{run.job.kind}:{run.job.id}"
+        )
         stop = asyncio.create_task(run.until_stopped(), name=f"stop:{run.job.id}")
         try:
-            await asyncio.wait(
-                {task, stop}, timeout=self._timeout(run.job, handler), return_when=asyncio.FIRST_COMPLETED
-            )
+            if handler.sort is Sort.PROCESS:
+                await self._until_begun(run, {task, stop})
+            await asyncio.wait({task, stop}, timeout=brief.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
                 task.cancel()
-                await asyncio.wait({task}, timeout=self._settings.cancel_grace_seconds)
+                killing = KILL_SECONDS if handler.sort is Sort.PROCESS else 0
+                await asyncio.wait({task}, timeout=self._settings.cancel_grace_seconds + killing)
         finally:
             stop.cancel()
             task.cancel()
@@ -182,6 +163,14 @@ class Executor:
                 return self._raised(run, context, error)
             run.log.warning("job.clean_up_failed", exc_info=error)
         return self._stopped(run, handler)
+
+    async def _until_begun(self, run: Run, others: set[asyncio.Task[Any]]) -> None:
+        """Wait until the handler has its process: only then does its time run."""
+        begun = asyncio.create_task(run.begun.wait(), name=f"begun:{run.job.id}")
+        try:
+            await asyncio.wait({begun, *others}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            begun.cancel()
 
     def _raised(self, run: Run, context: JobContext[Any], error: BaseException) -> Outcome:
         """Classify what a handler raised: a decision, or a failure."""
@@ -223,6 +212,10 @@ class Executor:
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
             outcome = Outcome(OutcomeKind.FAIL, failure=failure)
             settled = await self._settler.job(run.attempt, outcome)
+            if settled.error is not None:
+                # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
+                run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
+                return
         self._report(run, outcome, settled)
 
     async def _give_up(self, run: Run) -> None:
@@ -254,111 +247,67 @@ class Executor:
         return min((t for t in (handler.timeout, job.timeout_seconds) if t is not None), default=None)
 
     def _abandon(self, run: Run, task: asyncio.Task[Any]) -> None:
-        """Leave a handler that swallows its cancellation to itself: its outcome no longer counts."""
+        """Leave a handler that cannot be stopped to itself: its outcome no longer counts, its slot does."""
         run.log.error("job.ignores_cancellation", grace_s=self._settings.cancel_grace_seconds)
-        self._stray.add(task)
-        task.add_done_callback(self._strayed)
+        run.stray = task
+        task.add_done_callback(lambda ended: _strayed(run, ended))
 
-    def _strayed(self, task: asyncio.Task[Any]) -> None:
-        self._stray.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("job.stray_failed", task=task.get_name(), exc_info=error)
+    async def _call(self, run: Run, handler: Handler, context: JobContext[Any], brief: Brief) -> Any:
+        """Go through what is around the handler; ``sys.exit()`` is its failure, not the daemon's end."""
+        run.log.info(
+            "job.started",
+            wake=run.wake,
+            queued_ms=run.queued_ms,
+            items=len(run.job.items),
+            started_at=round(time.time(), 6),
+        )
+        call = around(partial(self._function, run, handler, brief), self._app.middlewares, self._resources)
+        try:
+            return await call(context)
+        except SystemExit as error:
+            raise RuntimeError("the handler called sys.exit()") from error
+        except KeyboardInterrupt as error:  # not Ctrl-C: that is a signal, which the daemon hears
+            raise RuntimeError("the handler raised KeyboardInterrupt") from error
 
-
-class _Desk:
-    """The lines from one run's context back to the daemon."""
-
-    def __init__(
-        self,
-        run: Run,
-        classifier: Classifier,
-        settler: Settler,
-        reporter: Reporter,
-        client: ApplicationClient,
-    ) -> None:
-        self._run = run
-        self._classifier = classifier
-        self._settler = settler
-        self._reporter = reporter
-        self._client = client
-
-    @property
-    def supabase(self) -> "AsyncClient":
-        return self._client.get()
-
-    def progress(self, job: Job, fraction: float, message: str | None) -> None:
-        if not self._run.settling:
-            self._reporter.progress(job, fraction, message)
-
-    def item_progress(self, job: Job, key: str, fraction: float) -> None:
-        if not self._run.settling:
-            self._reporter.item_progress(job, key, fraction)
-
-    def log(self, job: Job, level: str, message: str, fields: dict[str, Any]) -> None:
-        if not self._run.settling:
-            self._reporter.line(job, level, message, fields)
-
-    def classify(self, error: BaseException) -> Failure:
-        return self._classifier.classify(error)
-
-    async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
-        settled = await self._settler.item(self._run.attempt, outcome)
-        if settled.error is not None:
-            self._run.log.error("item.refused", item=outcome.key, error=settled.error)
-            failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
-            await self._settler.item(self._run.attempt, ItemOutcome(outcome.key, failure=failure))
-            return failure
-        if settled.stale:
-            self._run.stop(Stop.LOST)
-            return Failure(ErrorCode.LEASE_LOST, "another worker has the job", retryable=True)
-        if outcome.failure is None:
-            self._run.log.debug("item.finished", item=outcome.key, status="completed")
-        else:
-            self._run.note_delay(outcome.failure)
-            self._run.log.info(
-                "item.finished", item=outcome.key, status="failed", error_code=outcome.failure.code
+    async def _function(self, run: Run, handler: Handler, brief: Brief, context: JobContext[Any]) -> Any:
+        """Call the handler's function in the way it is called."""
+        given = {name: self._resources[name] for name in handler.resources}
+        if handler.sort is Sort.ASYNC:
+            return await handler.function(context, **given)
+        gate = Gate(
+            stopped=lambda: run.stopped_for is not None,
+            lost=lambda: run.stopped_for is Stop.LOST or not self._hold.holds,
+        )
+        if handler.sort is Sort.THREAD:
+            return await call_in_thread(
+                handler.function,
+                context,
+                brief,
+                gate,
+                logger=run.log,
+                client=self._client.blocking,
+                resources=given,
             )
-        return None
-
-    async def spawn(
-        self, job: Job, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
-    ) -> Sequence[UUID]:
-        spawned = await self._settler.spawn(self._run.attempt, children, on_child_failure)
-        if spawned.stale:
-            self._run.stop(Stop.LOST)
-            raise JobError("another worker has the job", code=ErrorCode.LEASE_LOST)
-        made = sum(child.created for child in spawned.jobs)
-        self._run.log.info("job.spawned", children=len(spawned.jobs), new=made)
-        return [child.id for child in spawned.jobs]
+        return await self._processes.call(
+            handler.function,
+            context,
+            brief,
+            gate,
+            fields=structlog.get_context(run.log),
+            on_begun=run.begun.set,
+        )
 
 
-def run_ms(run: Run) -> float:
-    """Return how long the attempt has taken here."""
-    return round((time.monotonic() - run.began) * 1000, 1)
-
-
-async def _call(run: Run, handler: Handler, context: JobContext[Any]) -> Any:
-    """Call the handler; ``sys.exit()`` in it is its failure, not the daemon's end."""
-    run.log.info(
-        "job.started",
-        wake=run.wake,
-        queued_ms=run.queued_ms,
-        items=len(run.job.items),
-        started_at=round(time.time(), 6),
-    )
-    try:
-        return await handler.function(context)
-    except SystemExit as error:
-        raise RuntimeError("the handler called sys.exit()") from error
+def _strayed(run: Run, task: asyncio.Task[Any]) -> None:
+    """Say that a handler that was left to itself has ended."""
+    error = None if task.cancelled() else task.exception()
+    run.log.warning("job.stray_ended", ran_ms=run_ms(run), exc_info=error)
 
 
 def _returned(result: Any, items_delay: float | None) -> Outcome:
-    """Accept what ``jsonb`` can hold; a decision that was returned instead of raised teaches."""
-    if isinstance(result, Decision) or (isinstance(result, type) and issubclass(result, Decision)):
-        name = (result if isinstance(result, type) else type(result)).__name__
-        error = ValueError(f"the handler returned {name}; write `raise {name}(…)`")
-        return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
+    """Accept what ``jsonb`` can hold."""
     try:
+        refuse_decision(result)
         return Outcome(OutcomeKind.DONE, result=to_jsonb(result), delay=items_delay)
     except ValueError as error:
         return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
@@ -386,9 +335,5 @@ def _crashed(error: Exception) -> Outcome:
 
 
 def _invalid_payload(error: ValidationError) -> Outcome:
-    problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems)), retryable=False)
+    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems(error))), retryable=False)
     return Outcome(OutcomeKind.FAIL, failure=failure)

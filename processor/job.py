@@ -1,4 +1,4 @@
-"""The words of this package as values: a claimed job, its items and children, and the ways work can end."""
+"""The words of this package as values: a claimed job and what belongs to it, and the ways work can end."""
 
 # Retry, Snooze, Wait, Cancel and Discard are raised to end a job, but they are decisions, not errors.
 # ruff: noqa: N818
@@ -48,6 +48,16 @@ class DoneItem(BaseModel):
     key: str
     position: int
     result: Any = None
+
+
+class Checkpoint(BaseModel):
+    """One completed step of a job; if its result did not fit into the claim, it is ``left_out``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    result: Any = None
+    left_out: bool = False
 
 
 class Child(BaseModel):
@@ -126,6 +136,7 @@ class Job(BaseModel):
     cancel_requested: bool = False
     parent_id: UUID | None = None
     children: tuple[Child, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 class Decision(Exception):
@@ -177,6 +188,13 @@ class Discard(Decision):
     def __init__(self, reason: str = "discarded by the handler") -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+def refuse_decision(result: object) -> None:
+    """Raise a ``ValueError`` that teaches, if a decision was returned instead of raised."""
+    if isinstance(result, Decision) or (isinstance(result, type) and issubclass(result, Decision)):
+        name = (result if isinstance(result, type) else type(result)).__name__
+        raise ValueError(f"the handler returned {name}; write `raise {name}(…)`")  # noqa: TRY004 - a result's value
 
 
 def _seconds(name: str, delay: float) -> float:

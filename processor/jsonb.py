@@ -5,6 +5,7 @@ the whole call. So values are judged one by one, before they share a call with o
 """
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -28,10 +29,28 @@ def to_jsonb(value: Any) -> Any:
     return plain
 
 
+def as_stored(plain: Any) -> Any:
+    """Return a value of :func:`to_jsonb` as ``jsonb`` gives it back, its keys in that order.
+
+    Whoever goes on with this one does what somebody who reads the stored one does.
+    """
+    return json.loads(json.dumps(plain, ensure_ascii=False), parse_float=_number, object_pairs_hook=_ordered)
+
+
 def to_text(value: object, limit: int = 2000) -> str:
     """Return ``str(value)`` without what PostgreSQL cannot store, cut to ``limit`` characters."""
     text = str(value).replace("\x00", "�").encode(errors="replace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _number(digits: str) -> int | float:
+    """Read a number that is no plain int: ``jsonb`` has no exponents, so ``1e+23`` comes back whole."""
+    return int(Decimal(digits)) if "e+" in digits else float(digits)
+
+
+def _ordered(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Order keys as ``jsonb`` does: the short ones first."""
+    return dict(sorted(pairs, key=lambda pair: (len(key := pair[0].encode()), key)))
 
 
 def _has_nul(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 from pydantic import TypeAdapter
 
-from processor.job import ItemOutcome, Outcome
+from processor.job import Checkpoint, ItemOutcome, Outcome
 from processor.records import Record
 from processor.rpc import Attempt, Settled
 from processor.spool import Depth, Spool
@@ -32,12 +32,14 @@ T = TypeVar("T")
 class Pile(StrEnum):
     """What kinds of outcomes there are; those of one kind go to the API together."""
 
+    CHECKPOINT = "checkpoint"
     ITEM = "item"
     JOB = "job"
     RELEASE = "release"
 
 
 _SHAPES: dict[Pile, TypeAdapter[Any]] = {
+    Pile.CHECKPOINT: TypeAdapter(Checkpoint),
     Pile.ITEM: TypeAdapter(ItemOutcome),
     Pile.JOB: TypeAdapter(Outcome),
     Pile.RELEASE: TypeAdapter(None),
@@ -252,6 +254,8 @@ def _body(outcome: Any) -> dict[str, Any]:
     """Take an outcome apart, not deeper than needed: a result may be nested as deeply as JSON may be."""
     if outcome is None:
         return {}
+    if isinstance(outcome, Checkpoint):
+        return dict(outcome)
     body = {part.name: getattr(outcome, part.name) for part in fields(outcome)}
     if body["failure"] is not None:
         body["failure"] = asdict(body["failure"])

@@ -14,8 +14,9 @@ from uuid import UUID
 import structlog
 
 from processor.errors import ApiError, WorkerUnknown
-from processor.executor import Stop
+from processor.hold import Hold, clock
 from processor.rpc import Attempt, Heartbeat, Rpc, seconds_until
+from processor.run import Stop
 from processor.worker import Worker
 
 _BEATS = 3
@@ -38,6 +39,7 @@ class Lease:
         rpc: Rpc,
         worker_id: UUID,
         worker: Worker,
+        hold: Hold,
         *,
         seconds: float,
         feed_mode: Callable[[], str],
@@ -54,8 +56,8 @@ class Lease:
         self._on_beat = on_beat
         self._on_schedule = on_schedule
         self._register = register
+        self._hold = hold
         self._unsettled = unsettled
-        self._ends = 0.0
         self._nudged = asyncio.Event()
         self._renewed = asyncio.Event()
         self._inbox = 0
@@ -64,8 +66,8 @@ class Lease:
         """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
 
     def begin(self, ends_in: float, *, sent: float) -> None:
-        """Start from a registration that was sent at ``sent`` of the loop's clock, with a heartbeat."""
-        self._ends = sent + ends_in
+        """Start from a registration that was sent at ``sent`` of :func:`clock`, with a heartbeat."""
+        self._hold.extend(sent + ends_in)
         self._renewed.set()
         self._nudged.set()
 
@@ -103,11 +105,10 @@ class Lease:
 
     async def fence_forever(self) -> None:
         """Stop the handlers whenever the lease is about to end without having been renewed."""
-        loop = asyncio.get_running_loop()
         margin = max(self._seconds * 0.1, 0.3)
         while True:
             self._renewed.clear()
-            left = self._ends - margin - loop.time()
+            left = self._hold.ends - margin - clock()
             if left <= 0 and not self.fenced:
                 self.fenced = True
                 log.error(
@@ -133,13 +134,13 @@ class Lease:
         self._nudged.clear()
         loop = asyncio.get_running_loop()
         held = self._worker.running
-        sent = loop.time()
+        began, sent = clock(), loop.time()
         answer = await self._rpc.heartbeat_worker(
             self._id, running=[job.id for job in held], feed=self._feed_mode()
         )
         received = loop.time()
         self._on_beat(answer.heartbeat_at)
-        self._renew(answer, sent)
+        self._renew(answer, began)
         self._inbox = max(self._inbox, answer.inbox)
         if answer.rescued:
             log.warning("lease.rescued", jobs=answer.rescued)
@@ -151,7 +152,7 @@ class Lease:
         self._on_schedule(seconds_until(answer.next_schedule_at, answer.now))
 
     def _renew(self, answer: Heartbeat, sent: float) -> None:
-        self._ends = sent + (answer.lease_expires_at - answer.now).total_seconds()
+        self._hold.extend(sent + (answer.lease_expires_at - answer.now).total_seconds())
         if self.fenced:
             self.fenced = False
             log.info("lease.renewed")

@@ -2,13 +2,19 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 
+from processor.redact import redact, remember
+
 _QUIET = ("httpx", "httpcore", "websockets", "realtime", "hpack", "asyncio", "uvicorn.access")
 """Libraries whose chatter names URLs with keys, or says what our own events say better."""
+
+_LINES, _LINE, _CHARACTERS = 80, 2000, 16_000
+"""How much of a traceback is logged: lines, characters of a line, characters in all."""
 
 
 def set_up(
@@ -16,7 +22,8 @@ def set_up(
     style: Literal["auto", "json", "console"] = "auto",
     secrets: tuple[str, ...] = (),
 ) -> None:
-    """Send everything, the standard library's loggers included, to stderr; hide ``secrets`` in it."""
+    """Send everything, the standard library's loggers included, to stderr; hide ``secrets`` from now on."""
+    remember(*secrets)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -25,9 +32,12 @@ def set_up(
     ]
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_print_traceback)]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        else [
+            structlog.processors.ExceptionRenderer(format_traceback),
+            structlog.processors.JSONRenderer(default=str),
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -39,7 +49,7 @@ def set_up(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, redactor(secrets)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, redactor],
         )
     )
     root = logging.getLogger()
@@ -49,17 +59,30 @@ def set_up(
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, Any], str]:
-    """Make the last processor, which hides every secret in the finished line, tracebacks included."""
-    known = tuple(secret for secret in secrets if len(secret) >= 8)  # shorter ones would mangle words
+def redactor(_logger: Any, _name: str, line: Any) -> str:
+    """Hide every secret in the finished line, tracebacks included: the last processor."""
+    return redact(str(line))
 
-    def redact(_logger: Any, _name: str, line: Any) -> str:
-        text = str(line)
-        for secret in known:
-            text = text.replace(secret, "[redacted]")
-        return text
 
-    return redact
+def format_traceback(exc_info: Any) -> str:
+    """Return a traceback of at most 80 lines and 16,000 characters: its beginning, and more of its end."""
+    try:
+        text = "".join(traceback.format_exception(*exc_info))
+    except Exception as error:  # noqa: BLE001 - an exception's own code writes a part of it
+        return f"{exc_info[0].__name__}: its traceback cannot be written, because of {type(error).__name__}"
+    lines = [line if len(line) <= _LINE else f"{line[:_LINE]}…" for line in text.rstrip().splitlines()]
+    if len(lines) > _LINES:
+        left_out = f"  … {len(lines) - _LINES} lines left out …"
+        lines = [*lines[: _LINES // 4], left_out, *lines[-_LINES * 3 // 4 :]]
+    text = "\n".join(lines)
+    if len(text) > _CHARACTERS:
+        left_out = f"\n  … {len(text) - _CHARACTERS} characters left out …\n"
+        text = text[: _CHARACTERS // 4] + left_out + text[-_CHARACTERS * 3 // 4 :]
+    return text
+
+
+def _print_traceback(stream: TextIO, exc_info: Any) -> None:
+    stream.write(f"\n{format_traceback(exc_info)}")
 
 
 class JobLog:
@@ -67,13 +90,14 @@ class JobLog:
 
     def __init__(self, logger: Any, keep: Callable[[str, str, dict[str, Any]], None]) -> None:
         self._logger = logger
-        self._keep = keep
+        self.keep = keep
+        """Keeps a line for the job's owner: level, message, fields."""
 
     def bind(self, **fields: Any) -> "JobLog":
         """Return a logger that adds ``fields`` to each of its lines."""
 
         def keep(level: str, message: str, more: dict[str, Any]) -> None:
-            self._keep(level, message, {**fields, **more})
+            self.keep(level, message, {**fields, **more})
 
         return JobLog(self._logger.bind(**fields), keep)
 
@@ -94,5 +118,5 @@ class JobLog:
         self._log("error", message, fields)
 
     def _log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self.keep(level, message, fields)  # first: it refuses what is not ours to say any more
         getattr(self._logger, level)("job.log", message=message, **fields)
-        self._keep(level, message, fields)

@@ -35,8 +35,7 @@ def refused(url: str, function: str, response: httpx.Response) -> NoReturn:
             "or paste the output of `processor schema print` into the SQL editor.",
         ) from error
     status = int(code) if len(code) == 3 and code.isdecimal() else 0
-    transient = not status and code.startswith(_TRANSIENT)
-    if code in _AWAY or status >= httpx.codes.INTERNAL_SERVER_ERROR or transient:
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR or is_transient(code):
         raise ApiUnreachable(
             f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
         ) from error
@@ -46,6 +45,12 @@ def refused(url: str, function: str, response: httpx.Response) -> NoReturn:
             hint="Check SUPABASE_URL: it must look like https://abcdefgh.supabase.co",
         ) from error
     raise ApiError(f"{function}: {message}", code=code or None, detail=detail, hint=error.hint) from error
+
+
+def is_transient(code: str) -> bool:
+    """Say whether an SQLSTATE, a PGRST code or a status of 4xx means trouble of the moment."""
+    status = len(code) == 3 and code.isdecimal()
+    return code in _AWAY or (not status and code.startswith(_TRANSIENT))
 
 
 def _problem(response: httpx.Response) -> APIError:

@@ -1,20 +1,19 @@
 """What an exception means for the job: its code, and whether and when to try again."""
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Self
 
-import httpx
+import structlog
+from pydantic import ValidationError
 
 from processor.errors import ApiError, ApiUnreachable, ErrorCode, InsufficientCredits, JobError
 from processor.job import Discard, Failure, Retry
 from processor.jsonb import to_text
+from processor.redact import redact
+from processor.upstream import capped, meaning
 
-MAX_RETRY_AFTER = 3600.0
-"""Seconds: an upstream may ask for patience, but not park a job for days."""
+log = structlog.get_logger("processor.retry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Rule:
 
 
 class Classifier:
-    """Exception → :class:`Failure`. Knows httpx, asyncio and sockets; users add their own types."""
+    """Exception → :class:`Failure`. Knows what :mod:`processor.upstream` does; users add their own types."""
 
     def __init__(self) -> None:
         self._rules: dict[type[BaseException], Rule] = {}
@@ -40,7 +39,10 @@ class Classifier:
         retryable: bool | None = None,
         retry_after: Callable[[BaseException], float | None] | None = None,
     ) -> Self:
-        """Give ``error`` and its subclasses a code; ``retry_after`` may read seconds from it."""
+        """Give ``error`` and its subclasses a code; ``retry_after`` may read seconds from it.
+
+        The rule of the nearest class counts, the last one given for it. Rules go before what is built in.
+        """
         JobError("", code=code)  # one place knows what a code looks like
         self._rules[error] = Rule(code, retryable, retry_after)
         return self
@@ -57,26 +59,20 @@ class Classifier:
         for base in type(error).__mro__:
             rule = self._rules.get(base)
             if rule is not None:
-                delay = rule.retry_after(error) if rule.retry_after else None
-                known = JobError(str(error), code=rule.code, retryable=rule.retryable, retry_after=delay)
-                return Failure(known.code, _message(error), known.retryable, _capped(delay))
+                known = JobError("", code=rule.code, retryable=rule.retryable)
+                return Failure(known.code, _message(error), known.retryable, _delay(rule, error))
         return None
 
 
-def retry_after(headers: httpx.Headers, *, now: datetime | None = None) -> float | None:
-    """Read ``Retry-After`` as seconds, from either of its forms, capped; None if absent or garbage."""
-    value = headers.get("retry-after", "").strip()
-    if not value:
+def _delay(rule: Rule, error: BaseException) -> float | None:
+    """Ask the user's function how long to wait; if it fails, the queue's delays hold."""
+    if rule.retry_after is None:
         return None
-    if value.isdecimal():
-        return _capped(float(value))
     try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
+        return capped(rule.retry_after(error))
+    except Exception:
+        log.exception("job.rule_failed", code=rule.code, error=type(error).__name__)
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return _capped((when - (now or datetime.now(UTC))).total_seconds())
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -95,11 +91,11 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _built_in(error: BaseException) -> Failure | None:
     match error:
         case JobError():
-            return Failure(error.code, to_text(error), error.retryable, _capped(error.retry_after))
+            return Failure(error.code, _shown(error), error.retryable, capped(error.retry_after))
         case Retry():
-            return Failure(ErrorCode.RETRY_REQUESTED, to_text(error.reason), True, error.delay)
+            return Failure(ErrorCode.RETRY_REQUESTED, _shown(error.reason), True, error.delay)
         case Discard():
-            return Failure(ErrorCode.DISCARDED, to_text(error.reason), False)
+            return Failure(ErrorCode.DISCARDED, _shown(error.reason), False)
         # a handler meets the jobs' API where it spawns children
         case InsufficientCredits():
             return _failure(ErrorCode.INSUFFICIENT_CREDITS, error)
@@ -109,31 +105,8 @@ def _built_in(error: BaseException) -> Failure | None:
             return _failure(ErrorCode.UPSTREAM_UNAVAILABLE, error)
         case ApiError():
             return _failure(ErrorCode.CHILD_REFUSED, error)
-        case TimeoutError() | httpx.TimeoutException():
-            return _failure(ErrorCode.UPSTREAM_TIMEOUT, error)
-        case httpx.UnsupportedProtocol():
-            return None
-        case httpx.TransportError() | ConnectionError() | socket.gaierror():
-            return _failure(ErrorCode.UPSTREAM_UNAVAILABLE, error)
-    # httpx.HTTPStatusError, and clients built on httpx that keep the response the same way
-    response = getattr(error, "response", None)
-    return _by_status(error, response) if isinstance(response, httpx.Response) else None
-
-
-def _by_status(error: BaseException, response: httpx.Response) -> Failure | None:
-    status = response.status_code
-    delay = retry_after(response.headers)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return _failure(ErrorCode.RATE_LIMITED, error, delay)
-    if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
-        return _failure(ErrorCode.AUTH_FAILED, error)
-    if status in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.GATEWAY_TIMEOUT}:
-        return _failure(ErrorCode.UPSTREAM_TIMEOUT, error, delay)
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return _failure(ErrorCode.UPSTREAM_UNAVAILABLE, error, delay)
-    if status >= httpx.codes.BAD_REQUEST:
-        return _failure(ErrorCode.UPSTREAM_REJECTED, error)
-    return None
+    found = meaning(error)
+    return None if found is None else _failure(found[0], error, found[1])
 
 
 def _failure(code: ErrorCode, error: BaseException, delay: float | None = None) -> Failure:
@@ -141,10 +114,29 @@ def _failure(code: ErrorCode, error: BaseException, delay: float | None = None) 
 
 
 def _message(error: BaseException) -> str:
-    text = str(error).strip()
-    name = type(error).__name__
+    text, name = _shown(error), type(error).__name__
     return to_text(f"{name}: {text}" if text else name)
 
 
-def _capped(delay: float | None) -> float | None:
-    return None if delay is None else min(max(delay, 0.0), MAX_RETRY_AFTER)
+def _shown(error: object) -> str:
+    """Return what an error says, for the job's owner to read: without secrets, and not too long."""
+    if isinstance(error, ValidationError):  # its own text has the values
+        return to_text("; ".join(problems(error)))
+    try:
+        text = str(error).strip()
+    except Exception as broken:  # noqa: BLE001 - the exception's own code
+        return f"its text cannot be read, because of {type(broken).__name__}"
+    return to_text(redact(text[:_READ]))
+
+
+_READ = 20_000
+"""Characters of a message that are looked at: what is kept is far less."""
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Say what does not fit, field by field, without the values."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [
+        f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}"
+        for problem in found
+    ]

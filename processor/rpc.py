@@ -24,7 +24,8 @@ from tenacity import (
 )
 
 from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
-from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.job import Checkpoint, ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.redact import redact
 from processor.refusal import refused
 
 SCHEMA_VERSION = 2
@@ -101,10 +102,17 @@ class Settled(_Wire):
 
 
 class ItemsAnswer(_Wire):
-    """The answer to finish_items."""
+    """The answer to finish_items, and to save_checkpoints."""
 
     results: tuple[Settled, ...]
     cancel: tuple[UUID, ...] = ()
+
+
+class CheckpointAnswer(_Wire):
+    """The answer to read_checkpoint."""
+
+    stale: bool
+    result: Any = None
 
 
 class Tick(_Wire):
@@ -156,6 +164,7 @@ _HEARTBEAT = TypeAdapter(Heartbeat)
 _CLAIM = TypeAdapter(Claim)
 _PROGRESS = TypeAdapter(ProgressAnswer)
 _ITEMS = TypeAdapter(ItemsAnswer)
+_CHECKPOINT = TypeAdapter(CheckpointAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
@@ -227,6 +236,23 @@ class Rpc:
         ]
         answer = await self._call("finish_items", {"worker_id": str(worker_id), "results": wire})
         return _parse(_ITEMS, "finish_items", answer)
+
+    async def save_checkpoints(
+        self, worker_id: UUID, checkpoints: Sequence[tuple[Attempt, Checkpoint]]
+    ) -> ItemsAnswer:
+        """Make results of steps durable; the answers come in the order given."""
+        wire = [
+            {"id": str(job.id), "attempt": job.attempt, "name": step.name, "result": step.result}
+            for job, step in checkpoints
+        ]
+        answer = await self._call("save_checkpoints", {"worker_id": str(worker_id), "checkpoints": wire})
+        return _parse(_ITEMS, "save_checkpoints", answer)
+
+    async def read_checkpoint(self, worker_id: UUID, job: Attempt, name: str) -> CheckpointAnswer:
+        """Get the result of a step that a claim left out because of its size."""
+        fence = {"id": str(job.id), "attempt": job.attempt}
+        arguments = {"worker_id": str(worker_id), "job": fence, "name": name}
+        return _parse(_CHECKPOINT, "read_checkpoint", await self._call("read_checkpoint", arguments))
 
     async def finish_jobs(
         self, worker_id: UUID, results: Sequence[tuple[Attempt, Outcome]]
@@ -348,7 +374,7 @@ def _item(outcome: ItemOutcome) -> dict[str, Any]:
         "key": outcome.key,
         "status": "failed",
         "error_code": outcome.failure.code,
-        "error_message": outcome.failure.message,
+        "error_message": redact(outcome.failure.message),  # its owner reads it
         "error_retryable": outcome.failure.retryable,
     }
 
@@ -358,11 +384,11 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     if outcome.failure is not None:
         wire |= {
             "error_code": outcome.failure.code,
-            "error_message": outcome.failure.message,
+            "error_message": redact(outcome.failure.message),
             "error_retryable": outcome.failure.retryable,
         }
     if outcome.delay is not None:
         wire["delay_seconds"] = outcome.delay
     if outcome.message is not None:
-        wire["message"] = outcome.message
+        wire["message"] = redact(outcome.message)
     return wire

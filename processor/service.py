@@ -19,18 +19,19 @@ class Background:
     def __init__(self) -> None:
         self.failed = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._dead: list[str] = []
         self._stopping = False
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """The names of loops that ended by themselves."""
-        return tuple(name for name, task in self._tasks.items() if task.done())
+        """The names of what ended by itself."""
+        return tuple(self._dead)
 
     def start(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
         """Run ``loop`` as a task called ``name``."""
         task = asyncio.create_task(loop, name=name)
         self._tasks[name] = task
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.ended)
 
     async def stop(self) -> None:
         """Cancel all loops and wait for them; a second call does nothing."""
@@ -42,9 +43,15 @@ class Background:
             await asyncio.wait(tasks)
         self._tasks.clear()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Hear that a task has ended by itself; also one that somebody else started and looks after."""
         error = None if task.cancelled() else task.exception()
         if error is None and self._stopping:
             return
-        log.critical("daemon.task_died", task=task.get_name(), exc_info=error)
+        self.mourn(task.get_name(), error)
+
+    def mourn(self, name: str, error: BaseException | None) -> None:
+        """Take note of the end of something that others run."""
+        self._dead.append(name)
+        log.critical("daemon.task_died", task=name, exc_info=error)
         self.failed.set()

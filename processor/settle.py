@@ -1,8 +1,8 @@
 """Group commit of outcomes: while one call is on its way, later outcomes gather for the next.
 
-Items go before jobs, so a job is never ended before what it did is known. An outcome handed in is
-kept until the API has taken or refused it, even when whoever waits for it is cancelled, and on disk
-while the API is away; the fence (worker, attempt) makes repeating and lateness harmless.
+Checkpoints and items go before jobs, so a job is never ended before what it did is known. An outcome
+handed in is kept until the API has taken or refused it, even when whoever waits for it is cancelled, and
+on disk while the API is away; the fence (worker, attempt) makes repeating and lateness harmless.
 """
 
 import asyncio
@@ -23,15 +23,18 @@ from processor.errors import (
     SchemaMissing,
     WorkerUnknown,
 )
-from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome
+from processor.job import Checkpoint, ItemOutcome, NewChild, OnChildFailure, Outcome
 from processor.keep import Entry, Keeper, Pile
-from processor.rpc import Attempt, Rpc, Settled, Spawned
+from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
 from processor.spool import Depth, Spool
 
 _BATCH = 100
 _LONGEST_PAUSE = 5.0
 _WAIT = (ApiUnreachable, AuthFailed, SchemaMissing, SchemaMismatch, WorkerUnknown)
 """Refusals that say nothing about an outcome, which therefore waits; heartbeats register again."""
+
+_ENDS = frozenset({Pile.JOB, Pile.RELEASE})
+"""What an attempt ends with."""
 
 log = structlog.get_logger("processor.settle")
 
@@ -55,6 +58,7 @@ class Settler:
         self._rpc = rpc
         self._worker_id = worker_id
         self._on_cancel = on_cancel
+        self._checkpoints: list[Entry[Checkpoint]] = []
         self._items: list[Entry[ItemOutcome]] = []
         self._jobs: list[Entry[Outcome]] = []
         self._released: list[Entry[None]] = []
@@ -63,6 +67,10 @@ class Settler:
         self._wanted = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    async def checkpoint(self, job: Attempt, step: Checkpoint) -> Settled:
+        """Make the result of a step durable; being cancelled while waiting does not take it back."""
+        return await self._hand_in(self._checkpoints, self._entry(Pile.CHECKPOINT, job, step))
 
     async def item(self, job: Attempt, outcome: ItemOutcome) -> Settled:
         """Make an item's outcome durable; being cancelled while waiting does not take it back."""
@@ -83,19 +91,19 @@ class Settler:
 
         Unlike an outcome it ends with whoever waits for it: the job's next attempt spawns the same.
         """
-        for tries in itertools.count(1):
-            try:
-                return await self._rpc.spawn_jobs(
-                    self._worker_id, job, children, on_child_failure=on_child_failure
-                )
-            except _WAIT as error:
-                log.warning("settle.waiting", children=len(children), error=str(error))
-            await _pause(tries)
-        raise AssertionError("unreachable: it is tried until it is answered")
+        return await _answered(
+            lambda: self._rpc.spawn_jobs(self._worker_id, job, children, on_child_failure=on_child_failure),
+            children=len(children),
+        )
+
+    async def read_checkpoint(self, job: Attempt, name: str) -> CheckpointAnswer:
+        """Get a result that was left out, however long the API is away; raises ``ApiError`` if it refuses."""
+        return await _answered(lambda: self._rpc.read_checkpoint(self._worker_id, job, name), checkpoint=name)
 
     def resume(self, entries: Iterable[Entry[Any]]) -> None:
         """Take over outcomes that a dead process left."""
         piles: dict[Pile, list[Any]] = {
+            Pile.CHECKPOINT: self._checkpoints,
             Pile.ITEM: self._items,
             Pile.JOB: self._jobs,
             Pile.RELEASE: self._released,
@@ -122,7 +130,7 @@ class Settler:
     async def kept(self, running: Callable[[], Iterable[Attempt]]) -> None:
         """Wait until all that ``running`` jobs still have to say is on disk: then only the API is missing."""
         while True:
-            ends = {entry.job for entry in self._in_hand() if entry.pile is not Pile.ITEM}
+            ends = {entry.job for entry in self._in_hand() if entry.pile in _ENDS}
             if (
                 ends
                 and ends.issuperset(running())
@@ -150,7 +158,8 @@ class Settler:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while self._items or self._jobs or self._released:
+            while self._checkpoints or self._items or self._jobs or self._released:
+                await self._send(self._checkpoints, self._send_checkpoints)
                 await self._send(self._items, self._send_items)
                 await self._send(self._jobs, self._send_jobs)
                 await self._send(self._released, self._send_released)
@@ -158,7 +167,7 @@ class Settler:
                 self._empty.set()
 
     def _in_hand(self) -> Iterable[Entry[Any]]:
-        return itertools.chain(self._items, self._jobs, self._released, self._promised)
+        return itertools.chain(self._checkpoints, self._items, self._jobs, self._released, self._promised)
 
     @staticmethod
     def _entry(pile: Pile, job: Attempt, outcome: T) -> Entry[T]:
@@ -217,6 +226,13 @@ class Settler:
             if not entry.answer.done():
                 entry.answer.set_result(answer)
 
+    async def _send_checkpoints(self, batch: list[Entry[Checkpoint]]) -> list[Settled]:
+        answer = await self._rpc.save_checkpoints(
+            self._worker_id, [(entry.job, entry.outcome) for entry in batch]
+        )
+        self._on_cancel(answer.cancel)
+        return list(answer.results)
+
     async def _send_items(self, batch: list[Entry[ItemOutcome]]) -> list[Settled]:
         by_job: dict[tuple[UUID, int], list[Entry[ItemOutcome]]] = defaultdict(list)
         for entry in batch:
@@ -242,6 +258,17 @@ class Settler:
 
     async def _send_released(self, batch: list[Entry[None]]) -> list[Settled]:
         return list(await self._rpc.release_jobs(self._worker_id, [entry.job for entry in batch]))
+
+
+async def _answered(call: Callable[[], Awaitable[T]], **fields: Any) -> T:
+    """Repeat a call until the API takes or refuses it."""
+    for tries in itertools.count(1):
+        try:
+            return await call()
+        except _WAIT as error:
+            log.warning("settle.waiting", error=str(error), **fields)
+        await _pause(tries)
+    raise AssertionError("unreachable: it is tried until it is answered")
 
 
 async def _pause(tries: int) -> None:

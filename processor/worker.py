@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 import structlog
 
 from processor.errors import ApiError, WorkerUnknown
-from processor.executor import Executor, Run, Stop
+from processor.executor import Executor
 from processor.rpc import Attempt, Claim, Rpc
+from processor.run import Run, Stop
 
 log = structlog.get_logger("processor.worker")
 
@@ -51,6 +52,7 @@ class Worker:
         self._executor: Executor | None = None
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strays: set[Run] = set()
         self._sources: set[str] = set()
         self._due = math.inf
         self._empty_claims = 0
@@ -72,6 +74,23 @@ class Worker:
     def running(self) -> tuple[Attempt, ...]:
         """The attempts this process holds, settled ones excluded."""
         return tuple(run.attempt for run in self._runs.values())
+
+    @property
+    def strays(self) -> tuple[Run, ...]:
+        """The settled attempts whose handlers go on all the same; each still has its slot."""
+        return tuple(self._strays)
+
+    @property
+    def blocked(self) -> str | None:
+        """Why nothing can be taken, if handlers that cannot be stopped have all the slots."""
+        if len(self._strays) < self._slots:
+            return None
+        names = ", ".join(sorted(f"{run.job.kind} {run.job.id}" for run in self._strays))
+        return f"handlers that ignore their cancellation have every slot: {names}"
+
+    @property
+    def _free(self) -> int:
+        return self._slots - len(self._runs) - len(self._strays)
 
     # -- when to look -----------------------------------------------------------------------------
 
@@ -156,7 +175,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            able = not self._pauses and len(self._runs) < self._slots
+            able = not self._pauses and self._free > 0
             if able and (self._sources or self._due <= loop.time()):
                 return
             pause = self._due - loop.time() if able and self._due < math.inf else None
@@ -170,7 +189,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         sources, self._sources = self._sources or {"due"}, set()
         if self._request is None:
-            self._request = _Request(uuid4(), self._slots - len(self._runs))
+            self._request = _Request(uuid4(), self._free)
         request = self._request
         self._claiming = True
         self._idle.clear()
@@ -210,11 +229,18 @@ class Worker:
         if self._runs.get(run.job.id) is run:
             del self._runs[run.job.id]
         self._tasks.discard(task)
+        if run.stray is not None and not run.stray.done():
+            self._strays.add(run)
+            run.stray.add_done_callback(lambda _ended: self._came_back(run))
         if not task.cancelled() and (error := task.exception()) is not None:
             # the heartbeat will find it unknown to us and give it back
             run.log.error("job.unsettled", exc_info=error)
         self.wake("finish")
         self._note_idle()
+
+    def _came_back(self, run: Run) -> None:
+        self._strays.discard(run)
+        self.wake("finish")
 
     def _note_idle(self) -> None:
         if not self._tasks and not self._claiming:

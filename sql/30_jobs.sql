@@ -1,4 +1,4 @@
--- Jobs, their items and their logs.
+-- Jobs, their items, their checkpoints and their logs.
 
 create table if not exists public.jobs (
   id uuid primary key default processor.uuid7(),
@@ -80,6 +80,9 @@ create unique index if not exists jobs_unique_key_idx on public.jobs (owner_id, 
   nulls not distinct where unique_key is not null and status in ('pending', 'processing');
 create index if not exists jobs_parent_idx on public.jobs (parent_id) where parent_id is not null;
 create unique index if not exists jobs_retry_of_idx on public.jobs (retry_of) where retry_of is not null;
+-- what may have killed two workers: almost always empty
+create index if not exists jobs_suspects_idx on public.jobs (queue, priority desc, run_at, id)
+  where status = 'pending' and crashes > 1;
 
 comment on table public.jobs is
   'The jobs. Created by create_job(), changed by functions only, read by their owners (and live through Realtime).';
@@ -99,7 +102,9 @@ comment on column public.jobs.items_done is 'How many of them are completed.';
 comment on column public.jobs.items_failed is 'How many of them have failed and are not open again.';
 comment on column public.jobs.attempt is 'How many times it was claimed. Only grows: with worker_id it fences every write.';
 comment on column public.jobs.failures is 'Failed attempts; at max_attempts it ends. A release, snooze or rescue is not a failure.';
-comment on column public.jobs.crashes is 'How often its worker died with it. The second time ends it: WORKER_CRASHED.';
+comment on column public.jobs.crashes is
+  'How many times in a row its worker was lost with it. The second time ends it, WORKER_CRASHED, unless other jobs that the worker '
+  'held may have been the cause as well: then these run one at a time on a worker, and the third time ends it.';
 comment on column public.jobs.max_attempts is 'How many attempts may fail; from the queue unless create_job says otherwise.';
 comment on column public.jobs.run_at is 'Not before this time; the year 9999: not before its children have ended.';
 comment on column public.jobs.created_at is 'When it was created.';
@@ -166,6 +171,22 @@ comment on column public.job_items.error_message is 'The same in words, at most 
 comment on column public.job_items.error_retryable is 'true: it runs again with the job''s next attempt.';
 comment on column public.job_items.updated_at is 'When it last changed.';
 
+create table if not exists public.job_checkpoints (
+  job_id uuid not null references public.jobs (id) on delete cascade,
+  name text not null,
+  result jsonb not null,
+  attempt int not null,
+  created_at timestamptz not null default processor.now(),
+  primary key (job_id, name)
+);
+comment on table public.job_checkpoints is
+  'What the steps of a job came to that are not run again. They may be internal: users do not see them.';
+comment on column public.job_checkpoints.job_id is 'The job whose handler took the step.';
+comment on column public.job_checkpoints.name is 'The step''s name within the job: at most 200 characters.';
+comment on column public.job_checkpoints.result is 'What the step returned: at most 1 MiB. The JSON null stands for None.';
+comment on column public.job_checkpoints.attempt is 'In which attempt it was taken; 0: by the job that this one repeats (retry_of).';
+comment on column public.job_checkpoints.created_at is 'When it was taken.';
+
 create table if not exists public.job_logs (
   id bigint generated always as identity primary key,
   job_id uuid not null references public.jobs (id) on delete cascade,
@@ -177,7 +198,8 @@ create table if not exists public.job_logs (
   constraint job_logs_level_is_known check (level in ('debug', 'info', 'warning', 'error'))
 );
 create index if not exists job_logs_job_idx on public.job_logs (job_id, id);
-comment on table public.job_logs is 'What handlers said with job.log: at most 1,000 lines a job, visible to its owner.';
+comment on table public.job_logs is
+  'What handlers said with job.log, visible to the job''s owner: at most 1,000 lines a job, of which the last one says so.';
 comment on column public.job_logs.id is 'Grows with time.';
 comment on column public.job_logs.job_id is 'The job that was running.';
 comment on column public.job_logs.attempt is 'In which of its attempts.';

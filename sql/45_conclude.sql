@@ -29,7 +29,8 @@ comment on column processor.verdict.error_message is 'The same in words.';
 comment on column processor.verdict.progress_message is 'For people; null keeps what is there.';
 comment on column processor.verdict.note is 'What to append to the job''s errors: {"code", "message"}.';
 comment on column processor.verdict.failed is 'Whether the attempt counts as failed.';
-comment on column processor.verdict.crashed is 'Whether the worker was lost with the job.';
+comment on column processor.verdict.crashed is
+  'Whether the worker was lost with the job; false: the attempt ended by itself; null: neither.';
 
 create or replace function processor.ending(job_id uuid, status text, error_code text, error_message text)
 returns processor.verdict
@@ -47,7 +48,7 @@ language sql
 immutable
 set search_path = '', pg_temp
 as $$
-  select row(job_id, 'pending', run_at, null, null, null, null, null, false, false)::processor.verdict
+  select row(job_id, 'pending', run_at, null, null, null, null, null, false, null)::processor.verdict
 $$;
 comment on function processor.requeueing(uuid, timestamptz) is 'The verdict that a job is pending again and has not failed an attempt.';
 
@@ -158,9 +159,10 @@ begin
       from public.jobs c where c.id = any (tell_parents.children) group by 1
     ) t
     where p.id = t.parent_id
-    returning p.id, p.children_failed, p.children_total, p.status = 'pending' and p.on_child_failure = 'fail' and t.failed > 0 as fails
+    returning p.id, p.items_done, p.children_failed, p.children_total,
+      p.status = 'pending' and p.on_child_failure = 'fail' and t.failed > 0 as fails
   )
-  select array_agg(processor.ending(t.id, 'failed', 'CHILD_FAILED',
+  select array_agg(processor.ending(t.id, case when t.items_done > 0 then 'partial' else 'failed' end, 'CHILD_FAILED',
     format('%s of %s children did not complete', t.children_failed, t.children_total)) order by t.id)
   into failing
   from told t where t.fails;
@@ -221,7 +223,10 @@ begin
     items_failed = case when j.items_total = j.items_done then 0 else (
       select count(*) from public.job_items i where i.job_id = j.id and i.status = 'failed') end,
     failures = j.failures + v.failed::int,
-    crashes = j.crashes + v.crashed::int,
+    crashes = case
+      when v.crashed then j.crashes + 1
+      when v.status = 'pending' and not v.crashed then 0 -- it can be run without harm
+      else j.crashes end,
     run_at = coalesce(v.run_at, j.run_at),
     finished_at = case when v.status <> 'pending' then moment end,
     updated_at = moment,

@@ -293,6 +293,12 @@ begin
     select x.id, i.key, i.position, i.payload
     from unnest(with_items) x cross join lateral processor.parse_items(x.items, x.items_total) i;
   end if;
+  if exists (select from unnest(complete_drafts.drafts) x where x.retry_of is not null) then
+    -- copied, not looked up later: what is repeated may be pruned while its repetition runs
+    insert into public.job_checkpoints (job_id, name, result, attempt, created_at)
+    select x.id, c.name, c.result, 0, c.created_at
+    from unnest(complete_drafts.drafts) x join public.job_checkpoints c on c.job_id = x.retry_of;
+  end if;
   if holds <> '{}' then
     perform processor.open_holds(holds);
   end if;
@@ -305,7 +311,7 @@ begin
 end
 $$;
 comment on function processor.complete_drafts(processor.draft[]) is
-  'What belongs to jobs that were just written: their items, their holds, the limits of their owners.';
+  'What belongs to jobs that were just written: items, the checkpoints of what they repeat, holds, the limits of their owners.';
 
 create or replace function processor.add_jobs(wanted jsonb, internal boolean default false)
 returns table (n int, job_id uuid, created boolean)

@@ -158,26 +158,35 @@ begin
   perform processor.conclude(array(
     select row(j.id,
       case when j.cancel_requested_at is not null then 'cancelled'
-        when j.crashes = 0 then 'pending'
+        when not g.guilty then 'pending'
         when j.items_done > 0 then 'partial'
         else 'failed' end,
-      case when j.cancel_requested_at is null and j.crashes = 0 then moment end,
+      case when j.cancel_requested_at is null and not g.guilty then moment end,
       null,
-      case when j.cancel_requested_at is not null then 'CANCELLED' when j.crashes > 0 then 'WORKER_CRASHED' end,
+      case when j.cancel_requested_at is not null then 'CANCELLED' when g.guilty then 'WORKER_CRASHED' end,
       case when j.cancel_requested_at is not null then 'cancelled while its worker was lost'
-        when j.crashes > 0 then 'its worker was lost twice while running it' end,
+        when g.guilty then format('%s workers in a row were lost while running it', j.crashes + 1) end,
       null,
       jsonb_build_object('code', 'LEASE_LOST', 'message', format('worker %s stopped renewing its lease', j.worker_id)),
       false,
-      j.cancel_requested_at is null and j.crashes = 0
+      j.cancel_requested_at is null
     )::processor.verdict
-    from public.jobs j where j.id = any (ids) order by j.id
+    from public.jobs j
+    cross join lateral (
+      -- the second time it is the cause, unless another job that has lost a worker was there too: then the third time, because
+      -- since then they ran apart (pick_suspect)
+      select j.crashes > 1 or (j.crashes = 1 and not exists (
+        select from public.jobs o
+        where o.worker_id = j.worker_id and o.status = 'processing' and o.crashes > 0 and o.id <> j.id
+      )) as guilty
+    ) g
+    where j.id = any (ids) order by j.id
   ));
   return coalesce(cardinality(ids), 0);
 end
 $$;
 comment on function processor.rescue_jobs(int) is
-  'Take jobs from workers whose lease is over: pending again, or ended if it is the second worker lost with the job. '
+  'Take jobs from workers whose lease is over: pending again, or ended if they are what workers are lost by (see jobs.crashes). '
   'Every heartbeat calls it; call it yourself when no worker is alive.';
 
 create or replace function public.heartbeat_worker(worker_id uuid, running uuid[] default '{}', feed text default 'polling')

@@ -56,7 +56,19 @@ begin
               and (c.parent_id = j.id or c.status = 'completed') -- the others were repeated with it
             order by c.id
           ) n
-        ) end as children
+        ) end as children,
+        -- what is new and repeats nothing has none
+        case when j.attempt = 1 and j.retry_of is null then '[]' else (
+          select coalesce(json_agg(s), '[]')
+          from (
+            select c.name,
+              case when sum(octet_length(c.result::text)) over before <= 4194304 then c.result end as result,
+              sum(octet_length(c.result::text)) over before > 4194304 as left_out
+            from public.job_checkpoints c where c.job_id = j.id
+            window before as (order by c.created_at, c.name)
+            order by c.created_at, c.name
+          ) s
+        ) end as checkpoints
       from public.jobs j
       left join public.job_queues q on q.name = j.queue
       where j.id = any (claimed.ids)
@@ -67,7 +79,8 @@ end
 $$;
 comment on function processor.claimed(uuid[]) is
   'Jobs as a worker gets them: each with its items that are still to do, the results of those that earlier attempts did, and its '
-  'children, with those that completed under the jobs it is a retry of; results up to 4 MiB a job, the rest as null.';
+  'children, with those that completed under the jobs it is a retry of, and its checkpoints; results of each up to 4 MiB a job, the '
+  'rest as null. Of checkpoints those are marked left_out: read_checkpoint() has them.';
 
 create or replace function processor.tokens(q public.job_queues, moment timestamptz)
 returns double precision
@@ -144,7 +157,7 @@ begin
     from unnest(heads.kinds) k (kind)
     cross join lateral (
       select j.priority, j.run_at, j.id from public.jobs j
-      where j.queue = heads.queue and j.kind = k.kind and j.status = 'pending' and j.priority < heads.below
+      where j.queue = heads.queue and j.kind = k.kind and j.status = 'pending' and j.priority < heads.below and j.crashes < 2
       order by j.priority desc, j.run_at, j.id limit 1
     ) f
   )
@@ -153,7 +166,7 @@ end
 $$;
 comment on function processor.heads(text, text[], int) is
   'The first pending job of each kind in a queue, at the highest priority below one that has any: where to begin to read. Until a '
-  'vacuum, what was claimed before still lies ahead of them in the index.';
+  'vacuum, what was claimed before still lies ahead of them in the index. Suspects are passed over: see pick_suspect().';
 
 create or replace function processor.pick_in_order(queue text, kinds text[], moment timestamptz, how_many int)
 returns uuid[]
@@ -181,7 +194,7 @@ begin
       cross join lateral (
         select j.id, j.run_at from public.jobs j
         where j.queue = pick_in_order.queue and j.kind = h.kind and j.status = 'pending' and j.priority = level
-          and (j.run_at, j.id) >= (h.run_at, h.id) and j.run_at <= pick_in_order.moment
+          and (j.run_at, j.id) >= (h.run_at, h.id) and j.run_at <= pick_in_order.moment and j.crashes < 2
         order by j.run_at, j.id
         limit pick_in_order.how_many - cardinality(ids)
         for no key update skip locked
@@ -212,13 +225,13 @@ begin
   return case when due_of_owner.owner_id is null then array(
     select j.id from public.jobs j
     where j.queue = q.name and j.status = 'pending' and j.owner_id is null and j.priority = due_of_owner.level
-      and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
+      and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds) and j.crashes < 2
     order by j.owner_id, j.run_at, j.id
     limit due_of_owner.how_many
   ) else array(
     select j.id from public.jobs j
     where j.queue = q.name and j.status = 'pending' and j.owner_id between due_of_owner.owner_id and due_of_owner.owner_id
-      and j.priority = due_of_owner.level and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds)
+      and j.priority = due_of_owner.level and j.run_at <= due_of_owner.moment and j.kind = any (due_of_owner.kinds) and j.crashes < 2
     order by j.owner_id, j.run_at, j.id
     limit due_of_owner.how_many
   ) end;
@@ -334,7 +347,7 @@ begin
       return query
       select j.id, j.owner_id from public.jobs j
       where j.queue = q.name and j.status = 'pending' and j.priority = level and j.run_at <= next_in_turn.moment
-        and j.kind = any (next_in_turn.kinds) and (j.owner_id is null or j.owner_id <> all (full_owners))
+        and j.kind = any (next_in_turn.kinds) and (j.owner_id is null or j.owner_id <> all (full_owners)) and j.crashes < 2
       order by j.run_at, j.id limit 1;
       exit when found;
     end loop;
@@ -377,6 +390,48 @@ $$;
 comment on function processor.pick_in_turns(public.job_queues, text[], timestamptz, int) is
   'Lock due jobs of a queue with max_processing_per_owner, and note whose turn it was.';
 
+create or replace function processor.may_take_suspect(worker_id uuid)
+returns boolean
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return exists (select from public.jobs j where j.status = 'pending' and j.crashes > 1)
+    and not exists (
+      select from public.jobs j where j.worker_id = may_take_suspect.worker_id and j.status = 'processing' and j.crashes > 1
+    );
+end
+$$;
+comment on function processor.may_take_suspect(uuid) is
+  'Whether any job waits that was lost with two workers, and the worker holds no such job.';
+
+create or replace function processor.pick_suspect(q public.job_queues, kinds text[], moment timestamptz)
+returns uuid[]
+language plpgsql
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  -- LOCK: a job, waiting for none
+  return array(
+    select j.id from public.jobs j
+    where j.queue = q.name and j.status = 'pending' and j.crashes > 1 and j.kind = any (pick_suspect.kinds)
+      and j.run_at <= pick_suspect.moment
+      and (q.max_processing_per_owner is null or j.owner_id is null or q.max_processing_per_owner > (
+        select count(*) from public.jobs r where r.queue = q.name and r.status = 'processing' and r.owner_id = j.owner_id
+      ))
+    order by j.priority desc, j.run_at, j.id
+    limit 1
+    for no key update skip locked
+  );
+end
+$$;
+comment on function processor.pick_suspect(public.job_queues, text[], timestamptz) is
+  'Lock the next job that was lost with two workers and not found to be the cause, as another such job was there. A worker runs '
+  'one of them at a time, so the next loss tells.';
+
 create or replace function processor.next_due_at(worker public.job_workers, queues text[] default null)
 returns timestamptz
 language plpgsql
@@ -389,10 +444,12 @@ declare
   q public.job_queues;
   soonest timestamptz;
   due timestamptz;
+  suspects boolean;
 begin
   if worker.draining then
     return null;
   end if;
+  suspects := processor.may_take_suspect(worker.id);
   for q in
     select * from public.job_queues x where x.name = any (coalesce(next_due_at.queues, worker.queues)) and not x.paused
   loop
@@ -405,6 +462,9 @@ begin
       and not exists (select from processor.next_in_turn(q, worker.kinds, moment, 1))
     then -- whoever has something due has as much running as may be
       due := processor.first_due_at(q.name, worker.kinds, moment);
+    end if;
+    if suspects and processor.pick_suspect(q, worker.kinds, moment) <> '{}' then
+      due := moment;
     end if;
     if q.rate_limit is not null and due is not null then
       due := greatest(due, moment + processor.token_due_in(q, moment));
@@ -433,7 +493,7 @@ begin
     select max(h.priority), min(coalesce(case when h.run_at > first_due_at.after then h.run_at else (
         select j.run_at from public.jobs j
         where j.queue = first_due_at.queue and j.kind = h.kind and j.status = 'pending' and j.priority = h.priority
-          and j.run_at > first_due_at.after
+          and j.run_at > first_due_at.after and j.crashes < 2
         order by j.run_at limit 1
       ) end, processor.never()))
     into level, due
@@ -467,6 +527,7 @@ declare
   ids uuid[];
   picked uuid[];
   room int;
+  suspects boolean;
 begin
   perform processor.check_range('limit', claim_jobs."limit", 1, 1000);
   select * into w from public.job_workers x where x.id = claim_jobs.worker_id;
@@ -490,6 +551,7 @@ begin
 
   if ids is null and not w.draining then
     ids := '{}'::uuid[];
+    suspects := processor.may_take_suspect(w.id);
     -- in random order: no queue always comes first
     for q in
       select * from public.job_queues x
@@ -498,8 +560,13 @@ begin
     loop
       room := processor.room(q, moment, claim_jobs."limit" - cardinality(ids));
       continue when room = 0;
-      picked := case when q.max_processing_per_owner is null then processor.pick_in_order(q.name, w.kinds, moment, room)
-        else processor.pick_in_turns(q, w.kinds, moment, room) end;
+      picked := case when suspects then processor.pick_suspect(q, w.kinds, moment) else '{}' end;
+      suspects := suspects and picked = '{}';
+      if q.max_processing_per_owner is null then
+        picked := picked || processor.pick_in_order(q.name, w.kinds, moment, room - cardinality(picked));
+      elsif picked = '{}' then -- else its owner has one more than is known until it is written
+        picked := processor.pick_in_turns(q, w.kinds, moment, room);
+      end if;
       if q.rate_limit is not null and picked <> '{}' then
         perform processor.take_tokens(q, moment, cardinality(picked));
       end if;

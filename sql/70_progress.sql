@@ -77,28 +77,34 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
+  jobs uuid[];
   stored int;
 begin
-  with held as (
-    select distinct h.id, (h.report ->> 'attempt')::int as attempt
-    from processor.lock_held_jobs(append_job_logs.worker_id, append_job_logs.logs) h where h.held
-  ),
-  room as (
-    select h.id, h.attempt, 1000 - (select count(*) from public.job_logs l where l.job_id = h.id) as lines from held h
-  ),
-  given as (
-    select room.id, room.attempt, room.lines, l.value as line, row_number() over (partition by room.id order by l.ordinality) as n
+  -- LOCK: jobs, by id; in a statement of its own, so that the next one sees what others wrote while we waited
+  select array_agg(distinct h.id) into jobs
+  from processor.lock_held_jobs(append_job_logs.worker_id, append_job_logs.logs) h where h.held;
+  with given as (
+    select j.id, j.attempt, l.value as line,
+      (select count(*) from public.job_logs k where k.job_id = j.id)
+        + row_number() over (partition by j.id order by l.ordinality) as n
     from jsonb_array_elements(append_job_logs.logs) with ordinality l
-    join room on room.id = (l.value ->> 'id')::uuid and room.attempt = (l.value ->> 'attempt')::int
+    join public.jobs j on j.id = (l.value ->> 'id')::uuid and j.attempt = (l.value ->> 'attempt')::int
+    where j.id = any (jobs)
   ),
   written as (
     insert into public.job_logs (job_id, attempt, logged_at, level, message, fields)
     select g.id, g.attempt, coalesce((g.line ->> 'at')::timestamptz, processor.now()),
-      case when g.line ->> 'level' in ('debug', 'info', 'warning', 'error') then g.line ->> 'level' else 'info' end,
-      left(coalesce(g.line ->> 'message', ''), 2000),
-      case when octet_length(coalesce(g.line ->> 'fields', '{}')) <= 4096 then coalesce(g.line -> 'fields', '{}') else '{}' end
+      case when g.n = 1000 then 'warning'
+        when g.line ->> 'level' in ('debug', 'info', 'warning', 'error') then g.line ->> 'level'
+        else 'info' end,
+      case when g.n = 1000 then 'no more lines are kept of this job: 1,000 are the limit'
+        when length(g.line ->> 'message') > 2000 then left(g.line ->> 'message', 1999) || '…'
+        else coalesce(g.line ->> 'message', '') end,
+      case when g.n = 1000 or jsonb_typeof(g.line -> 'fields') is distinct from 'object' then '{}'::jsonb
+        when octet_length(g.line ->> 'fields') > 4096 then jsonb_build_object('cut', 'the fields had more than 4 KiB')
+        else g.line -> 'fields' end
     from given g
-    where g.n <= g.lines
+    where g.n <= 1000
     order by g.id, g.n
     returning 1
   )
@@ -107,7 +113,8 @@ begin
 end
 $$;
 comment on function public.append_job_logs(uuid, jsonb) is
-  'Add log lines to jobs the worker holds: at most 1,000 a job, 2,000 characters a line. More are dropped, and the count says so.';
+  'Add log lines to jobs the worker holds: at most 1,000 a job, of which the last one says that no more are kept; 2,000 characters a '
+  'line. stored says how many were written.';
 
 create or replace function processor.finish_held_items(job_id uuid, items jsonb)
 returns void

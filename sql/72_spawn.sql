@@ -26,11 +26,18 @@ begin
   ) then
     return json_build_object('stale', true, 'jobs', '[]'::json);
   end if;
+  -- a job of somebody else would be waited for in vain, and a key like those of children without one would mix them up
+  perform processor.fail('JQ006', 'a child cannot be the job that has its unique_key: on_conflict must be error or replace')
+  from jsonb_array_elements(spawn_jobs.jobs) e where e ->> 'on_conflict' = 'return' limit 1;
+  perform processor.fail('JQ006', format('the key %s of a child begins with #', left(e ->> 'key', 100)), '',
+    'So do those of children without a key, which have a "number".')
+  from jsonb_array_elements(spawn_jobs.jobs) e where e ->> 'key' like '#%' limit 1;
   drafts := processor.draft_jobs((
-    -- an attempt that runs again spawns the same children: the key, or else the place, tells which are which
-    select coalesce(jsonb_agg((e.value - 'key') || jsonb_build_object(
+    -- an attempt that runs again spawns the same children: the key, or else the number, tells which are which
+    select coalesce(jsonb_agg((e.value - array['key', 'number']) || jsonb_build_object(
       'parent_id', family,
-      'idempotency_key', format('%s/%s', family, coalesce(e.value ->> 'key', '#' || e.ordinality))) order by e.ordinality), '[]')
+      'idempotency_key', format('%s/%s', family, coalesce(e.value ->> 'key', '#' || coalesce(e.value ->> 'number', e.ordinality::text))))
+      order by e.ordinality), '[]')
     from jsonb_array_elements(spawn_jobs.jobs) with ordinality e
   ));
   -- LOCK: creators' turns, account, job with its ancestors
@@ -49,4 +56,5 @@ end
 $$;
 comment on function public.spawn_jobs(uuid, jsonb, jsonb, text) is
   'Create children of a job that the worker holds, {"id", "attempt"}: objects with the names of create_job''s parameters, and a "key" '
-  'that is the child''s name within its parent. Spawning the same again returns the same children. on_child_failure null keeps what is.';
+  'that is the child''s name within its parent, or a "number" that stands for it (else its place in the call). Spawning the same again '
+  'returns the same children. on_child_failure null keeps what is.';

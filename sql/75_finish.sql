@@ -61,6 +61,7 @@ begin
       when j.children_open > 0 then processor.never()
       else processor.now() end);
     verdict.progress_message := decide.report ->> 'message';
+    verdict.crashed := false;
     return verdict;
   end if;
 

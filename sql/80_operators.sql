@@ -243,7 +243,7 @@ stable
 set search_path = '', pg_temp
 as $$
   with ours (name, live) as (
-    values ('jobs', true), ('job_items', true), ('job_logs', true), ('job_queues', true), ('job_workers', true),
+    values ('jobs', true), ('job_items', true), ('job_checkpoints', false), ('job_logs', true), ('job_queues', true), ('job_workers', true),
       ('credit_accounts', true), ('credit_lots', false),
       ('job_kinds', false), ('job_schedules', false), ('credit_entries', false), ('credit_holds', false), ('credit_captures', false)
   )

@@ -31,6 +31,7 @@ alter table processor.queue_tokens set (fillfactor = 50, autovacuum_vacuum_thres
 -- written once, and taken away with their job: as often as pruning leaves something
 alter table public.job_logs set (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.02);
 alter table public.credit_captures set (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.02);
+alter table public.job_checkpoints set (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.02);
 -- changed once, when it is closed
 alter table public.credit_holds set (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.02);
 -- the journal only grows, for ever: freeze it in small portions, not a fifth of it at once

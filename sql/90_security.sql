@@ -8,14 +8,14 @@ declare
   -- whoever else holds rights got them from the operator, and keeps them
   api constant text := 'public, anon, authenticated, service_role, job_processor';
   tables constant text[] := array[ -- and views
-    'jobs', 'job_items', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
+    'jobs', 'job_items', 'job_checkpoints', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
     'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures', 'credit_statement'
   ];
   functions constant text[] := array[
     'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
     'register_worker', 'heartbeat_worker', 'claim_jobs',
-    'report_progress', 'append_job_logs', 'finish_items', 'finish_jobs', 'release_jobs', 'spawn_jobs', 'deregister_worker',
-    'prune_jobs', 'guard_schedule', 'run_due_schedules'
+    'report_progress', 'append_job_logs', 'save_checkpoints', 'read_checkpoint', 'finish_items', 'finish_jobs', 'release_jobs',
+    'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules'
   ];
   o record;
 begin
@@ -94,6 +94,8 @@ grant execute on function
   public.claim_jobs(uuid, uuid, text[], int),
   public.report_progress(uuid, jsonb),
   public.append_job_logs(uuid, jsonb),
+  public.save_checkpoints(uuid, jsonb),
+  public.read_checkpoint(uuid, jsonb, text),
   public.finish_items(uuid, jsonb),
   public.finish_jobs(uuid, jsonb),
   public.release_jobs(uuid, jsonb),

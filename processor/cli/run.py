@@ -12,9 +12,9 @@ import structlog
 import typer
 
 from processor import config, log
-from processor.app import Processor, did_you_mean
+from processor.app import Processor
 from processor.daemon import Daemon
-from processor.errors import ApiError, ConfigError, UsageError
+from processor.errors import ApiError, ConfigError, ResourceFailed, UsageError, did_you_mean
 
 _LEAVE_SECONDS = 3.0
 """How long a daemon that has ended may take to leave Python."""
@@ -40,6 +40,9 @@ def run(
         raise typer.Exit(2) from None
     except ApiError as error:
         typer.echo(_several_lines(error), err=True)
+        raise typer.Exit(1) from None
+    except ResourceFailed as error:
+        typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 

@@ -21,9 +21,19 @@ class HealthServer:
     """A small HTTP server for whoever watches the daemon.
 
     An answer at all shows that the event loop is alive; ``healthy`` and ``ready`` say the rest.
+    ``on_end`` hears of a server that ended without :meth:`stop`.
     """
 
-    def __init__(self, host: str, port: int, *, healthy: Checks, ready: Checks) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        healthy: Checks,
+        ready: Checks,
+        on_end: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        self._on_end = on_end
         self._host = host
         self._port = port
         app = Starlette(routes=[Route("/healthz", _endpoint(healthy)), Route("/readyz", _endpoint(ready))])
@@ -42,15 +52,20 @@ class HealthServer:
                 f"PROCESSOR_HTTP_PORT: cannot listen on {self._host}:{self._port}: {error.strerror or error}"
             ) from error
         self._task = asyncio.create_task(self._server.serve([listener]), name="web")
+        self._task.add_done_callback(self._ended)
         host, port = listener.getsockname()[:2]
         return f"http://{host}:{port}"
 
     async def stop(self) -> None:
         """Stop listening; a second call does nothing."""
         task, self._task = self._task, None
-        if task is not None:
+        if task is not None and not task.done():
             self._server.should_exit = True
             await task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._task:  # nobody has stopped it
+            self._on_end(task)
 
 
 class _Server(uvicorn.Server):

@@ -9,3 +9,5 @@ create index concurrently if not exists jobs_pending_idx on public.jobs (queue, 
 create index concurrently if not exists jobs_turns_idx on public.jobs (queue, owner_id, priority desc, run_at, id)
   where status = 'pending';
 create index concurrently if not exists jobs_parent_idx on public.jobs (parent_id) where parent_id is not null;
+create index concurrently if not exists jobs_suspects_idx on public.jobs (queue, priority desc, run_at, id)
+  where status = 'pending' and crashes > 1;

@@ -18,7 +18,7 @@ from processor import JobContext, Processor
 from processor.config import Settings
 from processor.daemon import Daemon
 from processor.errors import AuthFailed
-from processor.job import Failure, ItemOutcome, Job, Outcome, OutcomeKind
+from processor.job import Checkpoint, Failure, ItemOutcome, Job, Outcome, OutcomeKind
 from processor.replay import Replay
 from processor.rpc import SCHEMA_VERSION, Attempt, Rpc
 from processor.settle import Settler
@@ -305,6 +305,31 @@ async def test_an_heir_offers_everything_under_the_name_of_the_dead_items_first(
         0,
         0,
     )
+
+
+async def test_an_heir_stores_what_the_steps_of_the_dead_came_to(
+    api: ScriptedApi, rpc: Rpc, directory: Path
+) -> None:
+    job = attempt()
+    steps = [Checkpoint(name="one", result={"deep": [None, 1.5]}), Checkpoint(name="none")]
+    async with alive(rpc, directory) as life:
+        for step in steps:
+            life.soon(life.settler.checkpoint(job, step))
+        await becomes(lambda: life.settler.depth.records == 2)
+    api.calls.clear()
+    comes_back(api)
+    api.answers["save_checkpoints"] = lambda arguments: (
+        200,
+        {"results": [{"id": step["id"], "stale": False} for step in arguments["checkpoints"]], "cancel": []},
+    )
+    await Replay(rpc, directory).first()
+    assert files(directory) == []
+    (call,) = api.calls["save_checkpoints"]
+    assert call["worker_id"] == str(life.worker_id)
+    assert [(one["id"], one["name"], one["result"]) for one in call["checkpoints"]] == [
+        (str(job.id), "one", {"deep": [None, 1.5]}),
+        (str(job.id), "none", None),
+    ]
 
 
 async def test_what_is_stale_or_refused_is_told_and_done_with(

@@ -9,16 +9,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 
 from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.context import JobContext
-from processor.executor import Executor, Run, Stop
+from processor.executor import Executor
+from processor.hold import Hold, clock
 from processor.job import Job, Outcome, OutcomeKind
 from processor.lease import Lease
 from processor.report import Reporter
 from processor.rpc import Attempt, Rpc
+from processor.run import Run, Stop
 from processor.settle import Settler
 from processor.worker import Worker
 from tests.integration.scripted_api import ScriptedApi, scripted_api
@@ -116,6 +119,7 @@ def lease_over(rpc: Rpc, worker: Worker, unsettled: set[UUID]) -> Lease:
         rpc,
         ME,
         worker,
+        Hold(),
         seconds=90,
         feed_mode=lambda: "polling",
         on_beat=lambda _at: None,
@@ -146,7 +150,7 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
     worker.wake("sweep")
     async with running(worker.run()):
         await becomes(lambda: api.calls["claim_jobs"])  # answered with 503: was it heard? nobody knows
-        lease.begin(90, sent=asyncio.get_running_loop().time())
+        lease.begin(90, sent=clock())
         async with running(lease.beat_forever()):
             await becomes(lambda: api.calls["release_jobs"])
     assert api.calls["release_jobs"][0]["jobs"] == [{"id": str(lost.id), "attempt": 1}]
@@ -173,16 +177,106 @@ def a_job() -> Job:
     return Job(id=uuid4(), queue="q", kind="k", payload={}, attempt=1, run_at=now, created_at=now)
 
 
+def make_reporter(rpc: Rpc) -> Reporter:
+    return Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
+
+
+def stored(arguments: dict[str, Any]) -> tuple[int, Any]:
+    return 200, {"stored": len(arguments["logs"])}
+
+
 async def test_log_lines_are_bounded_and_hold_no_result_up_while_the_api_is_away(
     api: ScriptedApi, rpc: Rpc
 ) -> None:
-    reporter = Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
-    job = a_job()
-    for number in range(50_000):
-        reporter.line(job, "info", f"line {number}", {})
-    assert reporter.waiting <= 10_000
-    await reporter.close(job)
+    reporter = make_reporter(rpc)
+    jobs = [a_job() for _ in range(100)]
+    with structlog.testing.capture_logs() as logs:
+        for job in jobs:
+            for number in range(300):
+                reporter.line(job, "info", f"line {number}", {})
+        assert reporter.waiting == 10_000
+        await reporter.close(jobs[0])
     assert len(api.calls["append_job_logs"]) == 1
+    said = [line for line in logs if line["event"] == "report.lines_dropped"]
+    assert sum(line["lines"] for line in said) == 30_000
+
+
+async def test_a_job_that_says_too_much_at_once_is_told_how_much_is_missing(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    api.answers["append_job_logs"] = stored
+    reporter, job, other = make_reporter(rpc), a_job(), a_job()
+    for number in range(250):
+        reporter.line(job, "info", f"line {number}", {})
+    reporter.line(other, "info", "undisturbed", {})
+    await reporter.close(job)
+    [call] = api.calls["append_job_logs"]
+    mine = [line["message"] for line in call["logs"] if line["id"] == str(job.id)]
+    assert mine[-2:] == ["line 199", "50 log lines are missing here"]
+    assert "undisturbed" in [line["message"] for line in call["logs"]]
+
+
+async def test_lines_that_an_outage_cost_are_said_when_it_is_over(api: ScriptedApi, rpc: Rpc) -> None:
+    reporter, job = make_reporter(rpc), a_job()
+    with structlog.testing.capture_logs() as logs:
+        async with running(reporter.run()):
+            for number in range(3):
+                reporter.line(job, "info", f"line {number}", {})
+            await becomes(lambda: any(line["event"] == "report.lines_dropped" for line in logs))
+    async with running(reporter.run()):
+        api.answers["append_job_logs"] = stored
+        reporter.line(job, "info", "back", {})
+        await becomes(lambda: len(api.calls["append_job_logs"]) == 2)
+    messages = [line["message"] for line in api.calls["append_job_logs"][1]["logs"]]
+    assert messages == ["3 log lines are missing here", "back"]
+
+
+async def test_what_a_job_says_beyond_what_is_kept_is_not_sent(api: ScriptedApi, rpc: Rpc) -> None:
+    api.answers["append_job_logs"] = stored
+    reporter, job = make_reporter(rpc), a_job()
+    for _ in range(11):
+        for number in range(100):
+            reporter.line(job, "info", f"line {number}", {})
+        await reporter._send_lines()
+    assert sum(len(call["logs"]) for call in api.calls["append_job_logs"]) == 1000
+
+
+async def test_secrets_and_bulk_stay_out_of_what_owners_read(api: ScriptedApi, rpc: Rpc) -> None:
+    api.answers["append_job_logs"] = stored
+    reporter, job = make_reporter(rpc), a_job()
+    reporter.line(job, "info", "asked with Bearer abcdefghijkl", {"url": "postgres://a:hunter2@b", "n": 1})
+    reporter.line(job, "info", "long", {"text": "x" * 5000})
+    await reporter.close(job)
+    first, second = api.calls["append_job_logs"][0]["logs"]
+    assert first["message"] == "asked with Bearer [redacted]"
+    assert first["fields"] == {"url": "postgres://a:[redacted]@b", "n": 1}
+    assert second["fields"] == {"cut": "the fields had more than 4 KiB"}
+
+
+async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_finished(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    app = Processor()
+
+    @app.job("k", queue="q")
+    async def handler(job: JobContext) -> None:
+        """Do nothing."""
+
+    api.answers["finish_jobs"] = lambda arguments: (
+        200,
+        [{"id": one["id"], "stale": False, "error": "XX: no"} for one in arguments["results"]],
+    )
+    settler = make_settler(rpc)
+    settings = Settings(url=api.url, key="e30.e30.x")
+    client = ApplicationClient(api.url, "e30.e30.x")
+    hold = Hold()
+    hold.extend(clock() + 60)
+    executor = Executor(app, settings, settler, make_reporter(rpc), client, hold, {})
+    with structlog.testing.capture_logs() as logs:
+        async with running(settler.run()):
+            await asyncio.wait_for(executor.run(Run(a_job(), wake="sweep", queued_ms=0)), 5)
+    events = [line["event"] for line in logs if line["event"].startswith("job.")]
+    assert events == ["job.started", "job.refused", "job.unsettled"]
 
 
 def spawned(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +310,9 @@ async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settle
     settings = Settings(url=api.url, key="e30.e30.x")
     reporter = Reporter(rpc, ME, on_cancel=lambda _ids: None, on_stale=lambda _id, _attempt: None)
     settler = make_settler(rpc)
-    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"))
+    hold = Hold()
+    hold.extend(clock() + 60)
+    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold, {})
     run = Run(a_job(), wake="sweep", queued_ms=0)
     async with running(settler.run()):
         await asyncio.wait_for(executor.run(run), 5)

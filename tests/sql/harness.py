@@ -30,6 +30,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 TABLES = (
     "jobs",
     "job_items",
+    "job_checkpoints",
     "job_logs",
     "job_queues",
     "job_kinds",

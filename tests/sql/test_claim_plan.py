@@ -171,3 +171,20 @@ async def test_a_claim_reads_little_more_than_it_takes_with_20000_others(project
                 f"{statistics} statistics, {plan}:",
                 [(what(node), rows_read(node)) for node in read if rows_read(node) > LIMIT],
             )
+
+
+async def test_only_a_job_that_was_claimed_before_is_asked_for_its_checkpoints(project, worker):
+    def looks(plans: list[Any]) -> float:
+        scans = [n for p in plans for n in nodes(p["Plan"]) if n.get("Relation Name") == "job_checkpoints"]
+        assert scans, "the plan of a claim knows the table"
+        assert "Seq Scan" not in {node["Node Type"] for node in scans}
+        return sum(node["Actual Loops"] for node in scans)
+
+    await add(project, LIMIT)
+    async with explained(project) as first:
+        jobs = await worker.claim(LIMIT)
+    assert (len(jobs), looks(first)) == (LIMIT, 0)
+    await worker.release(*jobs)
+    async with explained(project) as second:
+        assert len(await worker.claim(LIMIT)) == LIMIT
+    assert looks(second) == LIMIT

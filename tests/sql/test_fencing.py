@@ -1,8 +1,10 @@
 """The fence: a late or repeated write of a worker is stale and changes neither rows nor money."""
 
+import asyncio
+
 import pytest
 
-from tests.sql.harness import ALICE, Worker, done, fence, fixture
+from tests.sql.harness import ALICE, Worker, done, fence, fixture, until_waiting
 
 
 @fixture
@@ -169,9 +171,30 @@ async def test_progress_is_told_of_a_cancel(project, worker):
 async def test_a_job_keeps_a_thousand_log_lines(project, worker):
     [job] = await worker.claim()
     assert await worker.log(job, *(str(n) for n in range(999))) == 999
-    assert await worker.log(job, "last", "too much") == 1
+    assert await worker.log(job, "too much", "far too much") == 1
     assert await worker.log(job, "still too much") == 0
-    assert await project.sql("select message from public.job_logs order by id desc limit 1") == "last"
+    lines = await project.rows("select level, message from public.job_logs order by id")
+    assert len(lines) == 1000
+    assert lines[-2]["message"] == "998"
+    said = "no more lines are kept of this job: 1,000 are the limit"
+    assert lines[-1] == {"level": "warning", "message": said}
+
+
+async def test_two_that_log_at_once_keep_no_more_than_a_thousand_lines(database):
+    one, two, observer = [await database.project() for _ in range(3)]
+    await one.kind("echo")
+    await one.create("echo")
+    worker = await one.worker()
+    [job] = await worker.claim()
+    await worker.log(job, *("x" * 900))
+    transaction = one.connection.transaction()
+    await transaction.start()
+    assert await worker.log(job, *("y" * 90)) == 90
+    late = asyncio.create_task(worker.through(two).log(job, *("z" * 90)))
+    await until_waiting(observer, two)
+    await transaction.commit()
+    assert await late == 10
+    assert await one.sql("select count(*) from public.job_logs") == 1000
 
 
 async def test_strange_log_lines_are_kept_as_far_as_they_make_sense(project, worker):
@@ -182,7 +205,7 @@ async def test_strange_log_lines_are_kept_as_far_as_they_make_sense(project, wor
         "select level, length(message) as length, fields from public.job_logs order by id"
     )
     assert rows == [
-        {"level": "info", "length": 2000, "fields": {}},
+        {"level": "info", "length": 2000, "fields": {"cut": "the fields had more than 4 KiB"}},
         {"level": "info", "length": 0, "fields": {}},
     ]
 

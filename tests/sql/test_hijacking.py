@@ -87,6 +87,8 @@ async def whole_job(connection: asyncpg.Connection, *, role: str | None = None) 
     assert fence["id"] == job
     await call("public.report_progress({}, {})", worker, [fence | {"progress": 0.5, "message": "half"}])
     await call("public.append_job_logs({}, {})", worker, [fence | {"message": "hello", "fields": {"a": 1}}])
+    await call("public.save_checkpoints({}, {})", worker, [fence | {"name": "step", "result": 1}])
+    await call("public.read_checkpoint({}, {}, 'step')", worker, fence)
     await call("public.finish_items({}, {})", worker, [fence | {"items": [done("de")]}])
     await call("public.heartbeat_worker({}, {})", worker, f"{{{job}}}")
     [answer] = await call("public.finish_jobs({}, {})", worker, [fence | {"outcome": "fail"}])

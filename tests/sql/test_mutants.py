@@ -125,7 +125,7 @@ TRANSITIONS = {
         CONCLUDE, "and i.status = 'failed' and i.error_retryable", "and false"
     ),
     "failures that are not counted": mutant(CONCLUDE, "j.failures + v.failed::int", "j.failures"),
-    "crashes that are not counted": mutant(CONCLUDE, "j.crashes + v.crashed::int", "j.crashes"),
+    "crashes that are not counted": mutant(CONCLUDE, "j.crashes + 1", "j.crashes"),
     "children that are not cancelled": mutant(CONCLUDE, "if parents is not null then", "if false then"),
     "an end that does not settle": mutant(CONCLUDE, "if settling is not null then", "if false then"),
     "a parent that sleeps for ever": mutant(
@@ -147,7 +147,7 @@ TRANSITIONS = {
     ),
     "a wait without children": mutant(DECIDE, "outcome = 'wait' and j.children_total = 0", "false", "finish"),
     "a snooze that costs an attempt": mutant(
-        "processor.requeueing", "false, false)::processor.verdict", "true, false)::processor.verdict"
+        "processor.requeueing", "false, null)::processor.verdict", "true, null)::processor.verdict"
     ),
     "delays that do not grow": mutant(
         "processor.retry_delay",

@@ -17,6 +17,8 @@ WORKER_FUNCTIONS = {
     "claim_jobs",
     "report_progress",
     "append_job_logs",
+    "save_checkpoints",
+    "read_checkpoint",
     "finish_items",
     "finish_jobs",
     "release_jobs",
@@ -187,6 +189,8 @@ async def test_a_worker_role_does_a_whole_job(project):
     fence = {"id": job["id"], "attempt": 1}
     await call("report_progress", reports=[fence | {"progress": 0.5}])
     await call("append_job_logs", logs=[fence | {"message": "m"}])
+    await call("save_checkpoints", checkpoints=[fence | {"name": "step", "result": 1}])
+    assert await call("read_checkpoint", job=fence, name="step") == {"stale": False, "result": 1}
     await call("finish_items", results=[fence | {"items": [done("de")]}])
     [answer] = await call("finish_jobs", results=[fence | {"outcome": "done"}])
     assert answer["status"] == "completed"

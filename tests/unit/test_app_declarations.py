@@ -123,7 +123,7 @@ def not_async(job: JobContext): ...
 async def no_argument(): ...
 
 
-async def two_arguments(job: JobContext, more): ...
+async def by_name_only(*, job: JobContext): ...
 
 
 async def payload_itself(job: Card): ...
@@ -144,9 +144,9 @@ async def unknown_name(job: "JobContext[Nowhere]"): ...  # noqa: F821 - the mist
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        (not_async, "must be `async def`"),
+        (not_async, "write `job: SyncJobContext`, or make it `async def`"),
         (no_argument, "must take one argument"),
-        (two_arguments, "must take one argument"),
+        (by_name_only, "must take one argument"),
         (payload_itself, r"write `job: JobContext\[Card\]`"),
         (a_list, "a payload is a JSON object"),
         (a_string, "a payload is a JSON object"),

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from processor.errors import SQLSTATES, ErrorCode, JobError, UsageError
+from processor.errors import MEANINGS, SQLSTATES, ErrorCode, JobError, UsageError
 
-SQL = "\n".join(path.read_text() for path in (Path(__file__).parents[2] / "sql").glob("*.sql"))
+ROOT = Path(__file__).parents[2]
+SQL = "\n".join(path.read_text() for path in (ROOT / "sql").glob("*.sql"))
 
 
 def test_every_sqlstate_that_the_sql_raises_has_an_error_class() -> None:
@@ -36,3 +37,14 @@ def test_a_job_error_takes_from_a_known_code_whether_to_retry() -> None:
 def test_a_job_error_with_an_odd_code_teaches_what_a_code_looks_like(code: str) -> None:
     with pytest.raises(UsageError, match="CARD_TOO_LONG"):
         JobError("x", code=code)
+
+
+def test_every_code_is_explained_and_the_readme_has_the_table() -> None:
+    assert list(MEANINGS) == list(ErrorCode)
+    rows = [
+        f"| `{code}` | {meaning.what} | {'yes' if meaning.retryable else 'no'} | {meaning.advice} |"
+        for code, meaning in MEANINGS.items()
+    ]
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| `error_code` |") :].partition("\n\n")[0].splitlines()
+    assert table[2:] == rows

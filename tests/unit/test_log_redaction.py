@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from processor.log import redactor, set_up
+from processor.log import format_traceback, set_up
 
 KEY = "eyJ-very-secret-key"
 
@@ -58,5 +58,45 @@ def test_other_libraries_log_in_the_same_form(capsys: pytest.CaptureFixture[str]
     assert [(line["event"], line["level"]) for line in lines] == [("watch [redacted]", "warning")]
 
 
-def test_words_too_short_for_a_secret_are_left_alone() -> None:
-    assert redactor(("key", ""))(None, "info", "the key") == "the key"
+def test_words_too_short_for_a_secret_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up("info", "json", ("key", ""))
+    structlog.get_logger("test").info("the key")
+    assert "the key" in capsys.readouterr().err
+
+
+def recurse(depth: int) -> None:
+    if depth == 0:
+        raise ValueError("the deepest")
+    (recurse, again)[depth % 2](depth - 1)
+
+
+def again(depth: int) -> None:
+    recurse(depth)
+
+
+def test_a_long_traceback_keeps_its_beginning_and_its_end_and_says_what_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up("info", "json")
+    try:
+        recurse(300)
+    except ValueError:
+        structlog.get_logger("test").exception("a.b")
+    lines = json.loads(capsys.readouterr().err)["exception"].splitlines()
+    assert len(lines) == 81
+    assert "Traceback" in lines[0]
+    assert "lines left out" in lines[20]
+    assert lines[-1] == "ValueError: the deepest"
+
+
+def test_a_huge_message_in_a_traceback_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("x" * 10_000_000, "\n".join(["x" * 1500] * 70)):
+        error = ValueError(text)
+        assert len(format_traceback((ValueError, error, None))) < 17_000
+
+
+def test_an_exception_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class BrokenError(Exception):
+        __notes__ = property(lambda _self: 1 / 0)
+
+    assert "BrokenError" in format_traceback((BrokenError, BrokenError(), None))

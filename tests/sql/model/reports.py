@@ -207,7 +207,7 @@ def release_jobs(world: World, *, worker_id: UUID, jobs: list[Row]) -> list[Row]
         [
             cancelled(j, "cancelled while it ran")
             if j.cancel_requested_at
-            else Verdict(j, "pending", run_at=world.now)
+            else Verdict(j, "pending", run_at=world.now, crashed=None)
             for j in held.values()
         ]
     )
@@ -221,6 +221,8 @@ def spawn_jobs(
     [(_, job, held, _)] = look_up(world, worker_id, [parent])
     if not held or not job:
         return None
+    if any(child.get("on_conflict") == "return" for child in jobs):
+        raise Refused("JQ006")
     with world.all_or_nothing():
         job.on_child_failure = on_child_failure or job.on_child_failure
         wanted = [

@@ -125,13 +125,19 @@ def rescue_jobs(world: World) -> int:
 def verdict_on_lost(world: World, job: Job) -> Verdict:
     if job.cancel_requested_at:
         verdict = cancelled(job, "cancelled while its worker was lost")
-    elif job.crashes:
-        why = "its worker was lost twice while running it"
-        verdict = Verdict(job, "partial" if job.items_done else "failed", code="WORKER_CRASHED", message=why)
+    elif job.crashes > 1 or (job.crashes and not shared_suspicion(world, job)):
+        why = f"{job.crashes + 1} workers in a row were lost while running it"
+        status = "partial" if job.items_done else "failed"
+        verdict = Verdict(job, status, code="WORKER_CRASHED", message=why, crashed=True)
     else:
         verdict = Verdict(job, "pending", run_at=world.now, crashed=True)
     verdict.note = "LEASE_LOST"
     return verdict
+
+
+def shared_suspicion(world: World, job: Job) -> bool:
+    """Say whether its worker held another job that had lost one before: either may be the cause."""
+    return any(o is not job and o.crashes for o in world.jobs.values() if o.held_by(job.worker_id, o.attempt))
 
 
 def next_due_at(world: World, worker: Worker, queues: list[str] | None) -> datetime | None:
@@ -146,10 +152,13 @@ def next_due_at(world: World, worker: Worker, queues: list[str] | None) -> datet
 def due_in(world: World, worker: Worker, queue: Queue) -> datetime | None:
     if queue.max_processing is not None and queue.max_processing <= len(world.running(queue.name)):
         return None
-    waiting = [j for j in world.waiting(queue.name) if j.kind in worker.kinds and j.run_at < NEVER]
+    mine = [j for j in world.waiting(queue.name) if j.kind in worker.kinds and j.run_at < NEVER]
+    waiting = [j for j in mine if j.crashes < 2]
     if queue.max_processing_per_owner is not None and not pick_in_turns(world, worker, queue, 1):
         waiting = [j for j in waiting if j.run_at > world.now]
     due = min((j.run_at for j in waiting), default=None)
+    if pick_suspect(world, worker, queue):
+        due = world.now
     return max(due, queue.next_token_at(world.now)) if due and queue.rate_limit is not None else due
 
 
@@ -176,8 +185,9 @@ class Claim:
                 queue = world.queues[name]
                 if queue.rate_limit is not None:
                     queue.bucket = (queue.tokens(world.now) - number, world.now)
-                if queue.max_processing_per_owner is not None:
-                    queue.turn = ([j.owner_id for j in taken if j.queue == name][-1],)
+                in_turn = [j.owner_id for j in taken if j.queue == name and j.crashes < 2]
+                if queue.max_processing_per_owner is not None and in_turn:
+                    queue.turn = (in_turn[-1],)
         return sorted(taken, key=Job.due_order)
 
 
@@ -201,6 +211,7 @@ def claim_jobs(
 
 def choose(world: World, worker: Worker, names: tuple[str, ...], limit: int) -> Iterator[Job]:
     """Go through the queues in this order."""
+    careful = False
     for name in names:
         queue = world.queues[name]
         room = limit
@@ -208,16 +219,34 @@ def choose(world: World, worker: Worker, names: tuple[str, ...], limit: int) -> 
             room = min(room, max(0, queue.max_processing - len(world.running(name))))
         if queue.rate_limit is not None:
             room = min(room, max(0, int(queue.tokens(world.now) + 1e-12)))
+        taken = pick_suspect(world, worker, queue) if room and not careful else []
+        careful = careful or bool(taken)
         if queue.max_processing_per_owner is None:
-            taken = sorted(due_jobs(world, worker, queue), key=Job.due_order)[:room]
-        else:
+            taken += sorted(due_jobs(world, worker, queue), key=Job.due_order)[: room - len(taken)]
+        elif not taken:
             taken = pick_in_turns(world, worker, queue, room)
         limit -= len(taken)
         yield from taken
 
 
 def due_jobs(world: World, worker: Worker, queue: Queue) -> list[Job]:
-    return [j for j in world.waiting(queue.name) if j.run_at <= world.now and j.kind in worker.kinds]
+    jobs = world.waiting(queue.name)
+    return [j for j in jobs if j.run_at <= world.now and j.kind in worker.kinds and j.crashes < 2]
+
+
+def pick_suspect(world: World, worker: Worker, queue: Queue) -> list[Job]:
+    """Take one of the jobs that were lost with two workers: a worker runs one of them at a time."""
+    if any(j.crashes > 1 for j in world.held_by(worker)):
+        return []
+    running = Counter(j.owner_id for j in world.running(queue.name))
+    most = queue.max_processing_per_owner
+    suspects = [
+        j
+        for j in world.waiting(queue.name)
+        if j.crashes > 1 and j.run_at <= world.now and j.kind in worker.kinds
+        if most is None or j.owner_id is None or running[j.owner_id] < most
+    ]
+    return sorted(suspects, key=Job.due_order)[:1]
 
 
 def pick_in_turns(world: World, worker: Worker, queue: Queue, room: int) -> list[Job]:

@@ -209,7 +209,8 @@ class Verdict:
     note: str | None = None
     """The code to append to the job's errors."""
     failed: bool = False
-    crashed: bool = False
+    crashed: bool | None = False
+    """Whether the worker was lost with it; None: the attempt did not end by itself either."""
 
 
 def cancelled(job: Job, why: str, code: str = "CANCELLED") -> Verdict:
@@ -305,7 +306,10 @@ class World:
         job.progress_message = verdict.progress_message or job.progress_message
         job.items_failed = sum(i.status == "failed" for i in job.items.values())
         job.failures += verdict.failed
-        job.crashes += verdict.crashed
+        if verdict.crashed:
+            job.crashes += 1
+        elif verdict.crashed is False and status == "pending":
+            job.crashes = 0
         if verdict.code or status != "pending":
             job.error_code, job.error_message = verdict.code, verdict.message
             job.error_retryable = None if verdict.code is None else status == "pending"
@@ -349,7 +353,8 @@ class World:
                 parent.run_at = self.now
             if parent.status == "pending" and parent.on_child_failure == "fail" and failed:
                 why = f"{parent.children_failed} of {parent.children_total} children did not complete"
-                failing.append(Verdict(parent, "failed", code="CHILD_FAILED", message=why))
+                status = "partial" if parent.items_done else "failed"
+                failing.append(Verdict(parent, status, code="CHILD_FAILED", message=why))
         self.conclude(failing)
 
     def cancel_children(self, parents: list[Job]) -> None:

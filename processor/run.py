@@ -1,0 +1,66 @@
+"""One attempt of one job in this process, and why it may have to stop."""
+
+import asyncio
+import time
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from processor.job import Failure, Job
+from processor.rpc import Attempt
+
+log = structlog.get_logger("processor.job")
+
+
+class Stop(StrEnum):
+    """Why a handler is stopped before it ends by itself."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    RELEASE = "release"
+    LOST = "lost"
+
+
+class Run:
+    """One attempt of one job in this process."""
+
+    def __init__(self, job: Job, *, wake: str, queued_ms: float) -> None:
+        self.job = job
+        self.attempt = Attempt(id=job.id, attempt=job.attempt)
+        self.wake = wake
+        self.queued_ms = queued_ms
+        self.began = time.monotonic()
+        self.stopped_for: Stop | None = None
+        self.settling = False
+        """The handler is over and its outcome is on its way: nothing can stop it any more."""
+        self.items_delay: float | None = None
+        """The longest wait in seconds that a failed item asked for."""
+        self.stray: asyncio.Task[Any] | None = None
+        """The handler, if it could not be stopped and was left to itself."""
+        self.begun = asyncio.Event()
+        """A handler that has to wait for a process has been called in one."""
+        self._stop = asyncio.Event()
+        self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
+
+    def stop(self, reason: Stop) -> None:
+        """Stop the handler; a lost job stays lost whatever else is wanted of it."""
+        if self.settling or self.stopped_for is Stop.LOST:
+            return
+        if self.stopped_for is None or reason is Stop.LOST:
+            self.stopped_for = reason
+        self._stop.set()
+
+    def note_delay(self, failure: Failure) -> None:
+        """Remember how long a failed item wants to wait before it is tried again."""
+        if failure.retryable and failure.delay is not None:
+            self.items_delay = max(failure.delay, self.items_delay or 0.0)
+
+    async def until_stopped(self) -> None:
+        """Wait until somebody wants the handler to stop."""
+        await self._stop.wait()
+
+
+def run_ms(run: Run) -> float:
+    """Return how long the attempt has taken here."""
+    return round((time.monotonic() - run.began) * 1000, 1)

@@ -1,0 +1,81 @@
+"""A daemon that was frozen for longer than its lease: what its handlers may not do when it thaws."""
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from tests.callers import Callers, alive
+
+LEASE = "3"
+
+
+@pytest.fixture
+def callers(stack, service, eventually, tmp_path) -> Callers:
+    return Callers(stack, service, eventually, tmp_path)
+
+
+@pytest.mark.parametrize("sort", ["async", "thread", "process"])
+async def test_after_the_thaw_no_call_of_a_handler_returns(callers: Callers, sort: str, admin) -> None:
+    name = f"frozen_{sort}"
+    async with callers.daemon(PROCESSOR_LEASE_SECONDS=LEASE, PROCESSOR_FEED="polling") as first:
+        await first.event("daemon.ready")
+        job_id = await callers.create(name, items=["a", "b"])
+        calls = {"progress", "log", "each", "supabase", "spawn"}
+        await callers.eventually(lambda: calls <= {line[1] for line in callers.witness(name)}, within=20)
+        first.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(0.2)  # let what another core was doing come to rest
+            frozen_at = time.time()
+            async with callers.daemon(PROCESSOR_LEASE_SECONDS=LEASE, PROCESSOR_FEED="polling") as second:
+                row = await callers.ended(job_id, within=30)
+                assert (row["status"], row["result"], row["attempt"]) == ("completed", "rescued", 2)
+                before = await counts(callers, admin, job_id)
+                seen = len(callers.witness(name))
+                first.signal(signal.SIGCONT)
+                await first.event("job.lost", job_id=job_id)
+                second.signal(signal.SIGTERM)
+                await second.ended()
+            first.signal(signal.SIGTERM)
+            assert await first.ended(within=20) == 0
+        finally:
+            first.signal(signal.SIGCONT)
+        late = [line for line in callers.witness(name)[seen:] if float(line[3]) > frozen_at + float(LEASE)]
+        assert late == []
+        assert await counts(callers, admin, job_id) == before
+        assert not first.all("job.finished", job_id=job_id)
+
+
+async def counts(callers: Callers, admin, job_id: str) -> list[object]:
+    """Return every row that a handler could have changed; children may end by themselves meanwhile."""
+    return [
+        await admin.fetchval("select to_jsonb(j) - 'children_done' from public.jobs j where id = $1", job_id),
+        await admin.fetch(
+            "select to_jsonb(i) from public.job_items i where job_id = $1 order by key", job_id
+        ),
+        await admin.fetchval("select count(*) from public.jobs where parent_id = $1", job_id),
+        await admin.fetchval("select count(*) from public.job_logs where job_id = $1", job_id),
+    ]
+
+
+async def test_a_process_that_computes_ends_with_the_lease_of_its_frozen_daemon(callers: Callers) -> None:
+    async with callers.daemon(PROCESSOR_LEASE_SECONDS=LEASE, PROCESSOR_FEED="polling") as first:
+        await first.event("daemon.ready")
+        job_id = await callers.create("alone")
+        await callers.eventually(lambda: callers.witness("alone"), within=20)
+        pid = int(callers.witness("alone")[0][0])
+        await asyncio.sleep(float(LEASE))  # the lease is extended, and the process knows
+        assert alive(pid)
+        first.signal(signal.SIGSTOP)
+        try:
+            async with callers.daemon(PROCESSOR_LEASE_SECONDS=LEASE, PROCESSOR_FEED="polling") as second:
+                started = await second.event("job.started", job_id=job_id, attempt=2, within=30)
+                last = float(callers.witness("alone")[-1][1])
+                assert last < started["started_at"]  # nobody else has it while this one still works on it
+                assert (await callers.ended(job_id))["result"] == "rescued"
+        finally:
+            first.signal(signal.SIGCONT)
+        await first.event("job.lost", job_id=job_id)
+        assert "Timeout" in first.log()  # where it was, said the process
+        assert not alive(pid)
