@@ -22,6 +22,7 @@ from pydantic import (
 
 from processor.errors import ConfigError
 from processor.sources import DEFAULT, Gathered, Known, Origin, gather, near_misses
+from processor.spool import default_directory
 
 KEY_VARIABLES = ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_KEY")
 ANON_VARIABLES = ("SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY")
@@ -56,6 +57,13 @@ def _feed(value: Any) -> Any:
             "'realtime' is now called 'postgres_changes', which is the default; 'broadcast' and 'polling' "
             "are the others"
         )
+    return value
+
+
+def _directory(value: Any) -> Any:
+    """Take a directory, or the word for having none."""
+    if isinstance(value, str):
+        return None if value.strip().lower() == "none" else Path(value).expanduser().absolute()
     return value
 
 
@@ -114,6 +122,10 @@ class Settings(BaseModel):
     """How long a cancelled handler may clean up."""
     maintenance_seconds: float = Field(300, ge=0, le=86400)
     """Between two rounds of housekeeping, which clear away jobs and credits whose time is over; 0: never."""
+    spool_dir: Annotated[Path | None, BeforeValidator(_directory)] = Field(default_factory=default_directory)
+    """Where outcomes are kept while the API is away; none: in memory only."""
+    spool_max_mb: int = Field(64, ge=1, le=65536)
+    """How large the file there may become, in megabytes."""
     http_host: str = "127.0.0.1"
     """Address of /healthz and /readyz."""
     http_port: int | None = Field(None, ge=0, le=65535)

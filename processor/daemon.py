@@ -27,6 +27,7 @@ from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.redact import redact, remember
 from processor.reload import Reloader
+from processor.replay import Replay
 from processor.report import Reporter
 from processor.resources import Resources
 from processor.rpc import Rpc
@@ -34,6 +35,7 @@ from processor.run import Stop
 from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
+from processor.spool import Spool
 from processor.web.health import HealthServer
 from processor.worker import Worker
 
@@ -41,6 +43,9 @@ _FLUSH_SECONDS = 10.0
 """How long the last results may take on the way out; what does not make it is rescued by others."""
 _GOODBYE_SECONDS = 3.0
 """How long deregistering may take: without it the lease just runs out."""
+
+_SAVE_SECONDS = 5.0
+"""How long the disk may take on the way out."""
 
 log = structlog.get_logger("processor.daemon")
 
@@ -90,7 +95,12 @@ class Daemon:
         self._worker = Worker(
             self.rpc, self.id, queues=self._queues, slots=settings.slots, on_unknown=self._register
         )
-        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel)
+        spool = None
+        if settings.spool_dir is not None:
+            limit = settings.spool_max_mb * 1_000_000
+            spool = Spool(settings.spool_dir, self.id, settings.url, max_bytes=limit)
+        self._replay = None if settings.spool_dir is None else Replay(self.rpc, settings.spool_dir)
+        self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel, spool=spool)
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
@@ -113,16 +123,21 @@ class Daemon:
             on_beat=self._feed.heartbeat_sent,
             on_schedule=self._schedules.due_in,
             register=self._register,
+            unsettled=lambda: self._settler.unsettled,
         )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
         self._web: HealthServer | None = None
         self._registered = False
+        self._lost = 0
         self._draining = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     async def run(self) -> int:
-        """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died."""
+        """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died.
+
+        Also 1 if results were lost; those left on disk because the API is away are not.
+        """
         self._loop = asyncio.get_running_loop()
         with signals.heard(stop=self.stop, reload=self._reloader.ask, dump=self.dump):
             try:
@@ -130,7 +145,7 @@ class Daemon:
                 await self._until_stopped()
             finally:
                 await self._drain()
-        return 1 if self._background.failed.is_set() else 0
+        return 1 if self._background.failed.is_set() or self._lost else 0
 
     def stop(self, reason: str = "stop") -> None:
         """Finish what runs, then end; a second call hurries."""
@@ -156,6 +171,8 @@ class Daemon:
             log.info("daemon.listening", url=await self._web.start())
         if not await self._unless_stopped("resources", self._resources.start()):
             return
+        if not await self._replayed():
+            return
         await self._register()
         for name, part in (
             ("credential", self._credential.run()),
@@ -172,6 +189,8 @@ class Daemon:
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
+        if self._replay is not None:  # sooner than the lease of whoever dies from now on is over
+            self._background.start("replay", self._replay.run(self._settings.lease_seconds / 3))
         self._feed.on_mode(lambda _mode: self._lease.nudge())
         await self._feed.start()
         self._worker.wake("sweep")
@@ -200,6 +219,15 @@ class Daemon:
             await asyncio.wait({doing})
         return not self._stop.is_set()
 
+    async def _replayed(self) -> bool:
+        """Settle what earlier processes left, before any heartbeat takes their jobs away; False: stopped."""
+        if self._replay is None:
+            log.info(
+                "spool.off", hint="PROCESSOR_SPOOL_DIR says where to keep results while the API is away."
+            )
+            return True
+        return await self._unless_stopped("replay", self._replay.first())
+
     async def _until_stopped(self) -> None:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         failed = asyncio.create_task(self._background.failed.wait(), name="failed")
@@ -221,14 +249,11 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_SECONDS):
                     await self._settler.flushed()
+            await self._save()
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
-            try:
-                async with asyncio.timeout(_GOODBYE_SECONDS):
-                    await self.rpc.deregister_worker(self.id)
-            except (ApiError, TimeoutError) as error:
-                log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
+            await self._say_goodbye()
         await self._resources.stop()
         if self._web is not None:
             await self._web.stop()
@@ -238,17 +263,51 @@ class Daemon:
         if self._registered:
             log.info("daemon.stopped", calls=dict(self.rpc.calls))
 
+    async def _save(self) -> None:
+        """Put on disk what the API has not taken."""
+        try:
+            async with asyncio.timeout(_SAVE_SECONDS):
+                self._lost = await self._settler.save()
+        except TimeoutError:
+            self._lost = len(self._settler.unsettled)
+        if self._lost:
+            log.error(
+                "daemon.results_lost",
+                outcomes=self._lost,
+                reason="the API did not take them, and they are not on disk: their jobs run again",
+            )
+
+    async def _say_goodbye(self) -> None:
+        """Leave, unless results are kept: the jobs they belong to would go back, and run again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SAVE_SECONDS):
+                await self._settler.close()
+        if kept := self._settler.depth.records:
+            log.warning(
+                "daemon.results_kept",
+                outcomes=kept,
+                directory=str(self._settings.spool_dir),
+                hint="The next daemon that starts with this directory hands them in.",
+            )
+            return
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self.rpc.deregister_worker(self.id)
+        except (ApiError, TimeoutError) as error:
+            log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
+
     async def _settled(self, seconds: float, *, hurry: bool = True) -> bool:
-        """Wait until nothing runs, for so long, or until somebody hurries; say whether nothing runs."""
+        """Wait until nothing runs that could still be helped, for so long, or until somebody hurries."""
         idle = asyncio.create_task(self._worker.idle(), name="idle")
+        kept = asyncio.create_task(self._settler.kept(lambda: self._worker.running), name="kept")
         hurried = asyncio.create_task(self._hurry.wait(), name="hurry")
         try:
-            waits = {idle, hurried} if hurry else {idle}
+            waits = {idle, kept, hurried} if hurry else {idle, kept}
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            return idle.done()
+            return idle.done() or kept.done()
         finally:
-            idle.cancel()
-            hurried.cancel()
+            for task in (idle, kept, hurried):
+                task.cancel()
 
     async def _register(self) -> None:
         sent = clock()

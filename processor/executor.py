@@ -201,8 +201,7 @@ class Executor:
 
     async def _settle(self, run: Run, outcome: Outcome) -> None:
         """Make the outcome durable; one that the database cannot take becomes a failure."""
-        await self._reporter.close(run.job)
-        settled = await self._settler.job(run.attempt, outcome)
+        settled = await self._settler.job(run.attempt, outcome, after=self._reporter.close(run.job))
         if settled.error is not None:
             run.log.error("job.refused", outcome=outcome.kind, error=settled.error)
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
@@ -216,11 +215,11 @@ class Executor:
 
     async def _give_up(self, run: Run) -> None:
         """Give the job back, or drop what belongs to somebody else by now."""
-        await self._reporter.close(run.job)
         if run.stopped_for is Stop.LOST:
+            await self._reporter.close(run.job)
             run.log.warning("job.lost", ran_ms=run_ms(run))
             return
-        settled = await self._settler.release(run.attempt)
+        settled = await self._settler.release(run.attempt, after=self._reporter.close(run.job))
         run.log.info("job.released", ran_ms=run_ms(run), stale=settled.stale)
 
     def _report(self, run: Run, outcome: Outcome, settled: Settled) -> None:

@@ -7,6 +7,7 @@ stopped here before anyone else may start them.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from uuid import UUID
 
@@ -29,7 +30,8 @@ class Lease:
 
     ``feed_mode`` says how the worker learns of jobs; ``on_beat`` hears the server's time of every
     heartbeat, which comes back through the feed; ``on_schedule`` hears in how many seconds a schedule is
-    due, if any; ``register`` makes the server know this worker again.
+    due, if any; ``register`` makes the server know this worker again; ``unsettled`` are the jobs of which
+    an outcome is still on its way.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Lease:
         on_beat: Callable[[datetime], None],
         on_schedule: Callable[[float | None], None],
         register: Callable[[], Awaitable[None]],
+        unsettled: Callable[[], AbstractSet[UUID]] = frozenset,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
@@ -54,6 +57,7 @@ class Lease:
         self._on_schedule = on_schedule
         self._register = register
         self._hold = hold
+        self._unsettled = unsettled
         self._nudged = asyncio.Event()
         self._renewed = asyncio.Event()
         self._inbox = 0
@@ -195,7 +199,8 @@ class Lease:
         """Release what the server believes to run here, unless a claim that says so is on its way."""
         if not answer.unknown or self._worker.claims_since(sent):
             return
-        held = {job.id for job in self._worker.running}
+        # what is released too early could not be told any more what it has done already
+        held = self._unsettled() | {job.id for job in self._worker.running}
         forgotten = [job for job in answer.unknown if job.id not in held]
         if forgotten:
             log.warning("lease.forgotten_jobs", jobs=[str(job.id) for job in forgotten])

@@ -1,8 +1,8 @@
 """Group commit of outcomes: while one call is on its way, later outcomes gather for the next.
 
 Checkpoints and items go before jobs, so a job is never ended before what it did is known. An outcome
-handed in is kept until the API has taken or refused it, even when whoever waits for it is cancelled;
-the fence (worker, attempt) makes repeating and lateness harmless.
+handed in is kept until the API has taken or refused it, even when whoever waits for it is cancelled, and
+on disk while the API is away; the fence (worker, attempt) makes repeating and lateness harmless.
 """
 
 import asyncio
@@ -10,8 +10,7 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -25,38 +24,46 @@ from processor.errors import (
     WorkerUnknown,
 )
 from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome, Step
+from processor.keep import Entry, Keeper, Pile
 from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
+from processor.spool import Depth, Spool
 
 _BATCH = 100
 _LONGEST_PAUSE = 5.0
 _WAIT = (ApiUnreachable, AuthFailed, SchemaMissing, SchemaMismatch, WorkerUnknown)
 """Refusals that say nothing about an outcome, which therefore waits; heartbeats register again."""
 
+_ENDS = frozenset({Pile.JOB, Pile.RELEASE})
+"""What an attempt ends with."""
+
 log = structlog.get_logger("processor.settle")
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry(Generic[T]):
-    """One outcome and the future of whoever waits for it."""
-
-    job: Attempt
-    outcome: T
-    answer: asyncio.Future[Settled]
-
-
 class Settler:
-    """Makes outcomes durable. ``on_cancel`` hears of jobs that somebody wants cancelled."""
+    """Makes outcomes durable. ``on_cancel`` hears of jobs that somebody wants cancelled.
 
-    def __init__(self, rpc: Rpc, worker_id: UUID, *, on_cancel: Callable[[Iterable[UUID]], None]) -> None:
+    ``spool`` is where outcomes are kept while the API is away; None: in memory only.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        worker_id: UUID,
+        *,
+        on_cancel: Callable[[Iterable[UUID]], None],
+        spool: Spool | None = None,
+    ) -> None:
         self._rpc = rpc
         self._worker_id = worker_id
         self._on_cancel = on_cancel
-        self._checkpoints: list[_Entry[Step]] = []
-        self._items: list[_Entry[ItemOutcome]] = []
-        self._jobs: list[_Entry[Outcome]] = []
-        self._released: list[_Entry[None]] = []
+        self._checkpoints: list[Entry[Step]] = []
+        self._items: list[Entry[ItemOutcome]] = []
+        self._jobs: list[Entry[Outcome]] = []
+        self._released: list[Entry[None]] = []
+        self._promised: list[Entry[Any]] = []
+        self._keeper = Keeper(spool, self._in_hand)
         self._wanted = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -73,19 +80,19 @@ class Settler:
 
     async def checkpoint(self, job: Attempt, step: Step) -> Settled:
         """Make the result of a step durable; being cancelled while waiting does not take it back."""
-        return await self._hand_in(self._checkpoints, job, step)
+        return await self._hand_in(self._checkpoints, self._entry(Pile.CHECKPOINT, job, step))
 
     async def item(self, job: Attempt, outcome: ItemOutcome) -> Settled:
         """Make an item's outcome durable; being cancelled while waiting does not take it back."""
-        return await self._hand_in(self._items, job, outcome)
+        return await self._hand_in(self._items, self._entry(Pile.ITEM, job, outcome))
 
-    async def job(self, job: Attempt, outcome: Outcome) -> Settled:
-        """End an attempt."""
-        return await self._hand_in(self._jobs, job, outcome)
+    async def job(self, job: Attempt, outcome: Outcome, *, after: Awaitable[None] | None = None) -> Settled:
+        """End an attempt; ``after`` is awaited before the API is told, but the outcome is safe meanwhile."""
+        return await self._hand_in(self._jobs, self._entry(Pile.JOB, job, outcome), after)
 
-    async def release(self, job: Attempt) -> Settled:
+    async def release(self, job: Attempt, *, after: Awaitable[None] | None = None) -> Settled:
         """Give a job back without costing an attempt."""
-        return await self._hand_in(self._released, job, None)
+        return await self._hand_in(self._released, self._entry(Pile.RELEASE, job, None), after)
 
     async def spawn(
         self, job: Attempt, children: Sequence[NewChild], on_child_failure: OnChildFailure | None
@@ -103,12 +110,61 @@ class Settler:
         """Get a result that was left out, however long the API is away; raises ``ApiError`` if it refuses."""
         return await _answered(lambda: self._rpc.read_checkpoint(self._worker_id, job, name), checkpoint=name)
 
+    def resume(self, entries: Iterable[Entry[Any]]) -> None:
+        """Take over outcomes that a dead process left."""
+        piles: dict[Pile, list[Any]] = {
+            Pile.CHECKPOINT: self._checkpoints,
+            Pile.ITEM: self._items,
+            Pile.JOB: self._jobs,
+            Pile.RELEASE: self._released,
+        }
+        for entry in entries:
+            piles[entry.pile].append(entry)
+            self._empty.clear()
+            self._wanted.set()
+
     async def flushed(self) -> None:
         """Wait until everything handed in is settled."""
         await self._empty.wait()
 
+    @property
+    def depth(self) -> Depth:
+        """How much is on disk."""
+        return self._keeper.depth
+
+    @property
+    def unsettled(self) -> frozenset[UUID]:
+        """The jobs of which something waits for the API."""
+        return frozenset(entry.job.id for entry in self._in_hand())
+
+    async def kept(self, running: Callable[[], Iterable[Attempt]]) -> None:
+        """Wait until all that ``running`` jobs still have to say is on disk: then only the API is missing."""
+        while True:
+            ends = {entry.job for entry in self._in_hand() if entry.pile in _ENDS}
+            if (
+                ends
+                and ends.issuperset(running())
+                and all(self._keeper.keeps(entry) for entry in self._in_hand())
+            ):
+                return
+            await self._keeper.written()
+
+    async def save(self) -> int:
+        """Put everything in hand on disk; return how many outcomes are not safe there."""
+        await self._keeper.save()
+        return sum(1 for entry in self._in_hand() if not self._keeper.keeps(entry))
+
+    async def close(self) -> None:
+        """Let go of the disk, when :meth:`run` has ended."""
+        await self._keeper.close()
+
     async def run(self) -> None:
         """Settle what is handed in, until cancelled."""
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self._keeper.run(), name="keeper")
+            parts.create_task(self._settle(), name="settling")
+
+    async def _settle(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -117,17 +173,40 @@ class Settler:
                 await self._send(self._items, self._send_items)
                 await self._send(self._jobs, self._send_jobs)
                 await self._send(self._released, self._send_released)
-            self._empty.set()
+            if not self._promised:
+                self._empty.set()
 
-    def _hand_in(self, pile: list[_Entry[T]], job: Attempt, outcome: T) -> Awaitable[Settled]:
-        entry = _Entry(job, outcome, asyncio.get_running_loop().create_future())
-        pile.append(entry)
+    def _in_hand(self) -> Iterable[Entry[Any]]:
+        return itertools.chain(self._checkpoints, self._items, self._jobs, self._released, self._promised)
+
+    @staticmethod
+    def _entry(pile: Pile, job: Attempt, outcome: T) -> Entry[T]:
+        loop = asyncio.get_running_loop()
+        return Entry(pile, job, outcome, loop.create_future(), loop.time())
+
+    async def _hand_in(
+        self, pile: list[Entry[T]], entry: Entry[T], after: Awaitable[None] | None = None
+    ) -> Settled:
         self._empty.clear()
+        if after is not None:
+            self._promised.append(entry)
+            self._keeper.handed_in(entry)
+            try:
+                await after
+            finally:
+                self._promised.remove(entry)
+                self._put(pile, entry)
+        else:
+            self._put(pile, entry)
+            self._keeper.handed_in(entry)
+        return await asyncio.shield(entry.answer)
+
+    def _put(self, pile: list[Entry[T]], entry: Entry[T]) -> None:
+        pile.append(entry)
         self._wanted.set()
-        return asyncio.shield(entry.answer)
 
     async def _send(
-        self, pile: list[_Entry[T]], send: Callable[[list[_Entry[T]]], Awaitable[list[Settled]]]
+        self, pile: list[Entry[T]], send: Callable[[list[Entry[T]]], Awaitable[list[Settled]]]
     ) -> None:
         """Send the next batch of a pile, until it is taken or refused; then say so to who waits."""
         batch = pile[:_BATCH]
@@ -139,7 +218,8 @@ class Settler:
                 answers = await send(batch)
                 break
             except _WAIT as error:
-                log.warning("settle.waiting", outcomes=len(batch), error=str(error))
+                self._keeper.api_is_away()
+                log.warning("settle.waiting", outcomes=len(batch), kept=self.depth.records, error=str(error))
                 batch = batch[: max(1, len(batch) // 2)]  # it may have been too big for what stands between
             except ApiError as error:
                 if len(batch) == 1:
@@ -151,19 +231,20 @@ class Settler:
             pauses += 1
             await _pause(pauses)
         del pile[: len(batch)]
+        self._keeper.answered(batch)
         for entry, answer in zip(batch, answers, strict=True):
             if not entry.answer.done():
                 entry.answer.set_result(answer)
 
-    async def _send_checkpoints(self, batch: list[_Entry[Step]]) -> list[Settled]:
+    async def _send_checkpoints(self, batch: list[Entry[Step]]) -> list[Settled]:
         answer = await self._rpc.save_checkpoints(
             self._worker_id, [(entry.job, entry.outcome) for entry in batch]
         )
         self._on_cancel(answer.cancel)
         return list(answer.results)
 
-    async def _send_items(self, batch: list[_Entry[ItemOutcome]]) -> list[Settled]:
-        by_job: dict[tuple[UUID, int], list[_Entry[ItemOutcome]]] = defaultdict(list)
+    async def _send_items(self, batch: list[Entry[ItemOutcome]]) -> list[Settled]:
+        by_job: dict[tuple[UUID, int], list[Entry[ItemOutcome]]] = defaultdict(list)
         for entry in batch:
             by_job[entry.job.id, entry.job.attempt].append(entry)
         answer = await self._rpc.finish_items(
@@ -180,12 +261,12 @@ class Settler:
                 answers |= {id(entry): settled for entry in entries}
         return [answers[id(entry)] for entry in batch]
 
-    async def _send_jobs(self, batch: list[_Entry[Outcome]]) -> list[Settled]:
+    async def _send_jobs(self, batch: list[Entry[Outcome]]) -> list[Settled]:
         return list(
             await self._rpc.finish_jobs(self._worker_id, [(entry.job, entry.outcome) for entry in batch])
         )
 
-    async def _send_released(self, batch: list[_Entry[None]]) -> list[Settled]:
+    async def _send_released(self, batch: list[Entry[None]]) -> list[Settled]:
         return list(await self._rpc.release_jobs(self._worker_id, [entry.job for entry in batch]))
 
 

@@ -84,6 +84,15 @@ class DevProcess:
         return self._stderr_path.read_text()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what daemons leave behind out of the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("STATE_DIRECTORY", raising=False)
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def dev_process(tmp_path: Path) -> Iterator[Callable[..., DevProcess]]:
     """Start ``processor dev --json`` with further arguments; whatever still runs at the end is stopped."""

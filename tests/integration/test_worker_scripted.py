@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import structlog
@@ -114,23 +114,8 @@ async def test_claims_outlive_a_registration_that_fails(api: ScriptedApi, rpc: R
         assert not tasks[0].done(), tasks[0].exception()
 
 
-async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
-    now = datetime.now(UTC)
-    lost = attempt()
-    api.answers["heartbeat_worker"] = lambda _arguments: (
-        200,
-        {
-            "now": now.isoformat(),
-            "heartbeat_at": now.isoformat(),
-            "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
-            "next_due_at": None,
-            "draining": True,
-            "unknown": [{"id": str(lost.id), "attempt": 1}],
-        },
-    )
-    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
-    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
-    lease = Lease(
+def lease_over(rpc: Rpc, worker: Worker, unsettled: set[UUID]) -> Lease:
+    return Lease(
         rpc,
         ME,
         worker,
@@ -140,7 +125,28 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         on_beat=lambda _at: None,
         on_schedule=lambda _seconds: None,
         register=nobody,
+        unsettled=lambda: unsettled,
     )
+
+
+def beat(unknown: Attempt, **more: Any) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        "now": now.isoformat(),
+        "heartbeat_at": now.isoformat(),
+        "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
+        "next_due_at": None,
+        "unknown": [{"id": str(unknown.id), "attempt": 1}],
+        **more,
+    }
+
+
+async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
+    lost = attempt()
+    api.answers["heartbeat_worker"] = lambda _arguments: (200, beat(lost, draining=True))
+    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
+    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
+    lease = lease_over(rpc, worker, unsettled=set())
     worker.wake("sweep")
     async with running(worker.run()):
         await becomes(lambda: api.calls["claim_jobs"])  # answered with 503: was it heard? nobody knows
@@ -148,6 +154,22 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         async with running(lease.beat_forever()):
             await becomes(lambda: api.calls["release_jobs"])
     assert api.calls["release_jobs"][0]["jobs"] == [{"id": str(lost.id), "attempt": 1}]
+
+
+async def test_a_job_with_outcomes_on_their_way_is_given_back_after_them(api: ScriptedApi, rpc: Rpc) -> None:
+    lost = attempt()
+    api.answers["heartbeat_worker"] = lambda _arguments: (200, beat(lost))
+    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
+    unsettled = {lost.id}
+    lease = lease_over(rpc, Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody), unsettled)
+    async with running(lease.beat_forever()):
+        await becomes(lambda: api.calls["heartbeat_worker"])
+        lease.nudge()
+        await becomes(lambda: len(api.calls["heartbeat_worker"]) == 2)
+        assert api.calls["release_jobs"] == []
+        unsettled.clear()
+        lease.nudge()
+        await becomes(lambda: api.calls["release_jobs"])
 
 
 def a_job() -> Job:
@@ -247,7 +269,9 @@ async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_fin
     settler = make_settler(rpc)
     settings = Settings(url=api.url, key="e30.e30.x")
     client = ApplicationClient(api.url, "e30.e30.x")
-    executor = Executor(app, settings, settler, make_reporter(rpc), client)
+    hold = Hold()
+    hold.extend(clock() + 60)
+    executor = Executor(app, settings, settler, make_reporter(rpc), client, hold, {})
     with structlog.testing.capture_logs() as logs:
         async with running(settler.run()):
             await asyncio.wait_for(executor.run(Run(a_job(), wake="sweep", queued_ms=0)), 5)

@@ -62,6 +62,20 @@ async def test_every_late_write_is_stale_and_changes_nothing(project, worker, ta
     assert await project.faults() == []
 
 
+@pytest.mark.parametrize("fate", ["its lease is over", "its row is gone"])
+async def test_a_dead_worker_is_believed_until_somebody_rescues_its_job(project, worker, fate):
+    """What it left on disk is handed in under its name, before anybody rescues."""
+    [job] = await worker.claim()
+    await project.later(seconds=3600)
+    if fate == "its row is gone":
+        await project.sql("delete from public.job_workers where id = $1", worker.id)
+    assert not (await worker.finish_items(job, done("de")))["stale"]
+    answer = await worker.finish(job, "done", items=[done("fr")])
+    assert (answer["stale"], answer["status"]) == (False, "completed")
+    assert await project.balance(ALICE) == (80, 0, 20)
+    assert await project.faults() == []
+
+
 async def test_the_right_attempt_of_another_worker_is_stale(project, worker):
     [job] = await worker.claim()
     stranger = await project.worker()

@@ -61,6 +61,7 @@ def test_the_key_may_have_each_of_its_names(environment: pytest.MonkeyPatch, nam
         ("PROCESSOR_LOG_FORMAT", "xml", "'json'"),
         ("PROCESSOR_FEED", "carrier-pigeon", "'postgres_changes'"),
         ("PROCESSOR_FEED", "realtime", "now called 'postgres_changes'"),
+        ("PROCESSOR_SPOOL_MAX_MB", "0", "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(
@@ -71,6 +72,25 @@ def test_a_wrong_value_is_named_with_its_variable(
         load()
     assert variable in str(caught.value)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "directory"),
+    [
+        ("/var/spool/jobs", Path("/var/spool/jobs")),
+        ("spool", Path.cwd() / "spool"),
+        ("~/spool", Path.home() / "spool"),
+        ("none", None),
+        ("", Path("/state/supabase-job-processor")),
+    ],
+)
+def test_results_are_kept_in_a_directory_or_nowhere(
+    environment: pytest.MonkeyPatch, value: str, directory: Path | None
+) -> None:
+    environment.delenv("STATE_DIRECTORY", raising=False)
+    environment.setenv("XDG_STATE_HOME", "/state")
+    environment.setenv("PROCESSOR_SPOOL_DIR", value)
+    assert load().spool_dir == directory
 
 
 def test_errors_never_show_a_key(environment: pytest.MonkeyPatch) -> None:
