@@ -1,4 +1,4 @@
-"""Run real daemons against a real stack under faults chosen by chance, then look for anything lost or done twice."""
+"""Run real daemons against a real stack under faults chosen by chance; then name all that went wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The application under chaos: every way a job can go, told to a witness as it happens.
 
-Before each thing that a handler does outside it makes a call through its context, without a pause in between: a
-handler whose job belongs to somebody else by then gets no further.
+Before each thing that a handler does outside it makes a call through its context, without a pause in
+between: a handler whose job belongs to somebody else by then gets no further.
 """
 
 import asyncio

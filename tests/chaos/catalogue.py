@@ -96,11 +96,11 @@ network("half_open_down", lambda proxy, blow: proxy.drop("down", blow.only))
 network("latency", lambda proxy, blow: proxy.delay(0.1, 5.0, only=blow.only))
 network("trickle", lambda proxy, blow: proxy.throttle(TRICKLE, blow.only))
 network("black_hole", lambda proxy, blow: proxy.swallow(blow.only))
-network("truncated", lambda proxy, blow: proxy.truncate())
+network("truncated", lambda proxy, _blow: proxy.truncate())
 network("status_502", lambda proxy, blow: proxy.answer(502, blow.only))
 network("status_503", lambda proxy, blow: proxy.answer(503, blow.only))
 network("status_504", lambda proxy, blow: proxy.answer(504, blow.only))
-network("mute", lambda proxy, blow: proxy.mute())
+network("mute", lambda proxy, _blow: proxy.mute())
 
 
 @fault("network")

@@ -1,20 +1,23 @@
-"""The judge: compares what was acknowledged, what the database holds and what the witness saw, when all is calm.
+"""The judge: compares what was acknowledged, what the database holds and what the witness saw.
 
-``collect`` reads the database; ``judge`` only compares, so that a test can show it any evidence. Each thing that is
-wrong is one line under one of the counters:
+``collect`` reads the database when all is calm; ``judge`` only compares, so that a test can show it any
+evidence. Each thing that is wrong is one line under one of the counters:
 
 lost
-    an acknowledged job is gone, has not ended, or has not come to what it should; an item that is completed was never
-    done outside; a parent counts children that have ended as open.
+    an acknowledged job is gone, has not ended, or has not come to what it should; an item that is completed
+    was never done outside; a parent counts children that have ended as open.
 doubled
     a job ended twice, an item was completed twice, one key was answered with two jobs.
 overlaps
-    two attempts of a job went on at once. The exception is a process that stood still when the later attempt began: it
-    cannot know. But once it goes on it may do nothing more outside for a job that another attempt has begun.
+    two attempts of a job went on at once. The exception is a process that stood still when the later attempt
+    began: it cannot know. But once it goes on it may do nothing more outside for a job that another attempt
+    has begun.
 credit_errors
-    the books are wrong by ``processor.check_credits()``, or somebody paid another price than what was done is worth.
+    the books are wrong by ``processor.check_credits()``, or somebody paid another price than what was done is
+    worth.
 leaks
-    a daemon that is at rest holds more descriptors, threads, tasks or memory than at rest before, or did not end well.
+    a daemon that is at rest holds more descriptors, threads, tasks or memory than at rest before, or did not
+    end well.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ PER_JOB = {"priced": 5, "retried": 1, "hopeless": 4, "long": 2, "parent": 1, "pa
 PER_ITEM = {"items": 2, "failing_items": 3}
 
 JOBS = """
-    select id::text, replace(kind, 'chaos.', '') as kind, status, result::text, error_code, attempt, owner_id::text,
-      parent_id::text, children_open, credits_held, credits_captured, payload ->> 'n' as n
+    select id::text, replace(kind, 'chaos.', '') as kind, status, result::text, error_code, attempt,
+      owner_id::text, parent_id::text, children_open, credits_held, credits_captured, payload ->> 'n' as n
     from public.jobs where kind like 'chaos.%'
 """
 ITEMS = """
@@ -198,24 +201,21 @@ def _overlaps(evidence: Evidence) -> Iterator[str]:
     by_job: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in evidence.attempts:
         by_job[attempt.job].append(attempt)
-    for job_id, attempts in by_job.items():
+    for attempts in by_job.values():
         attempts.sort(key=lambda attempt: attempt.began)
         for earlier, later in pairwise(attempts):
-            if (earlier.ended or float("inf")) <= later.began:
+            ended = earlier.ended or float("inf")
+            if ended <= later.began:
                 continue
-            acted = [what for when, what in earlier.did if when > later.began]
+            which = f"attempt {earlier.attempt} of job {earlier.job}"
             stood_still = any(
                 freeze.pid == earlier.pid and freeze.began < later.began < freeze.ended
                 for freeze in evidence.freezes
             )
-            if acted:
-                yield f"attempt {earlier.attempt} of job {job_id} did {acted} after attempt {later.attempt} began"
+            if acted := [what for when, what in earlier.did if when > later.began]:
+                yield f"{which} did {acted} after attempt {later.attempt} began"
             elif not stood_still:
-                yield (
-                    f"attempt {later.attempt} of job {job_id} began before attempt {earlier.attempt} was over: "
-                    f"{later.began - earlier.began:.2f} s after it, "
-                    f"{(earlier.ended or float('inf')) - later.began:.3f} s too early"
-                )
+                yield f"{which} went on for {ended - later.began:.3f} s after attempt {later.attempt} began"
 
 
 def _money(evidence: Evidence) -> Iterator[str]:
@@ -226,9 +226,8 @@ def _money(evidence: Evidence) -> Iterator[str]:
         price = PER_ITEM.get(job["kind"], 0) * done
         price += PER_JOB.get(job["kind"], 0) * (job["status"] == "completed")
         if job["credits_captured"] != price:
-            yield (
-                f"job {job['id']} ({job['kind']}, {job['status']}) cost {job['credits_captured']}, not {price}"
-            )
+            which = f"job {job['id']} ({job['kind']}, {job['status']})"
+            yield f"{which} cost {job['credits_captured']}, not {price}"
         if job["owner_id"] is not None:
             spent[job["owner_id"]] += price
     for owner, account in evidence.accounts.items():

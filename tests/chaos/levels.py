@@ -1,4 +1,4 @@
-"""What a process holds: descriptors, threads, children, memory; and whether it has come back to what it held."""
+"""What a process holds: descriptors, threads, children, memory; and whether that is more than before."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Run:
         """Wait until every job has ended and every daemon is well and idle."""
         deadline = time.monotonic() + PATIENCE
         async with self.world.database() as database:
-            while await database.fetchval(OPEN) and time.monotonic() < deadline:
+            while await database.fetchval(OPEN) and time.monotonic() < deadline:  # noqa: ASYNC110  a query is asked
                 await asyncio.sleep(0.1)
         if time.monotonic() < deadline:
             await self.world.ready()
@@ -96,7 +96,7 @@ class Run:
     async def _leaks(self, member: Member) -> list[str]:
         """Say what a daemon holds too much of; what only takes a moment to go is waited for."""
         deadline = time.monotonic() + 5
-        while (more := Level.of(member.pid).above(self.before)) and time.monotonic() < deadline:
+        while (more := Level.of(member.pid).above(self.before)) and time.monotonic() < deadline:  # noqa: ASYNC110  of another process
             await asyncio.sleep(0.1)
         return [f"{member.name}: {line}" for line in more]
 

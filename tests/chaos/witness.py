@@ -1,8 +1,8 @@
 """The witness: hears from handlers what they do, and sees when they end, whatever becomes of their process.
 
-An attempt is one TCP connection of JSON lines: ``{"begin": …}``, then ``{"did": what}`` for everything done outside,
-then ``{"end": how}``; each line is acknowledged. A process that dies closes its connections, so the kernel itself says
-when an attempt of it was over. One that is frozen keeps them open: its attempts go on, and that is what an overlap is.
+An attempt is one TCP connection of JSON lines: ``{"begin": …}``, then ``{"did": what}`` for everything done
+outside, then ``{"end": how}``; each line is acknowledged. A process that dies closes its connections, so the
+kernel itself says when an attempt of it was over. One that is frozen keeps them open: its attempts go on.
 """
 
 from __future__ import annotations

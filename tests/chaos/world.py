@@ -35,10 +35,10 @@ RECORD = """
     create schema chaos;
     create table chaos.ends (job_id uuid not null, status text not null, attempt int not null);
     create table chaos.items_done (job_id uuid not null, key text not null);
-    create function chaos.note_end() returns trigger language plpgsql security definer set search_path = '' as $$
-      begin insert into chaos.ends values (new.id, new.status, new.attempt); return null; end $$;
-    create function chaos.note_item() returns trigger language plpgsql security definer set search_path = '' as $$
-      begin insert into chaos.items_done values (new.job_id, new.key); return null; end $$;
+    create function chaos.note_end() returns trigger language plpgsql security definer set search_path = ''
+      as $$ begin insert into chaos.ends values (new.id, new.status, new.attempt); return null; end $$;
+    create function chaos.note_item() returns trigger language plpgsql security definer set search_path = ''
+      as $$ begin insert into chaos.items_done values (new.job_id, new.key); return null; end $$;
     create trigger note_end after update of status on public.jobs for each row
       when (old.status in ('pending', 'processing') and new.status not in ('pending', 'processing'))
       execute function chaos.note_end();
