@@ -97,9 +97,6 @@ network("latency", lambda proxy, blow: proxy.delay(0.1, 5.0, only=blow.only))
 network("trickle", lambda proxy, blow: proxy.throttle(TRICKLE, blow.only))
 network("black_hole", lambda proxy, blow: proxy.swallow(blow.only))
 network("truncated", lambda proxy, _blow: proxy.truncate())
-network("status_502", lambda proxy, blow: proxy.answer(502, blow.only))
-network("status_503", lambda proxy, blow: proxy.answer(503, blow.only))
-network("status_504", lambda proxy, blow: proxy.answer(504, blow.only))
 network("mute", lambda proxy, _blow: proxy.mute())
 
 
@@ -113,14 +110,29 @@ async def reset(world: World, blow: Blow) -> None:
         await asyncio.sleep(0.3)
 
 
+@fault("network")
+async def gateway_error(world: World, blow: Blow) -> None:
+    """Answer 502, then 503, then 504, as what stands before an API does when it is not there."""
+    try:
+        for status in (502, 503, 504):
+            for member in hit(world, blow):
+                member.proxy.answer(status, blow.only)
+            await asyncio.sleep(blow.seconds / 3)
+    finally:
+        for member in hit(world, blow):
+            await member.proxy.heal()
+
+
 async def _joins(world: World, blow: Blow, seconds: float) -> None:
     proxies = [member.proxy for member in hit(world, blow)]
-    for proxy in proxies:
-        proxy.delay_joins(seconds)
-        proxy.cut("websocket")
-    await asyncio.sleep(blow.seconds)
-    for proxy in proxies:
-        await proxy.heal()
+    try:
+        for proxy in proxies:
+            proxy.delay_joins(seconds)
+            proxy.cut("websocket")
+        await asyncio.sleep(blow.seconds)
+    finally:
+        for proxy in proxies:
+            await proxy.heal()
 
 
 @fault("network")
@@ -167,12 +179,14 @@ async def token_expiry(world: World, blow: Blow) -> None:
 
 
 async def _down(world: World, kind: Kind, seconds: float) -> None:
-    for member in world.fleet:
-        member.proxy.refuse(kind)
-        member.proxy.cut(kind)
-    await asyncio.sleep(seconds)
-    for member in world.fleet:
-        await member.proxy.heal()
+    try:
+        for member in world.fleet:
+            member.proxy.refuse(kind)
+            member.proxy.cut(kind)
+        await asyncio.sleep(seconds)
+    finally:
+        for member in world.fleet:
+            await member.proxy.heal()
 
 
 @fault("network")

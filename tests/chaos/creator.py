@@ -132,7 +132,7 @@ class Creator:
         if kind in {"items", "failing_items"}:
             draft["items"] = [f"item{number}" for number in range(chance.randint(2, 6))]
         if kind == "long":
-            payload["steps"] = chance.randint(5, 20)
+            payload |= {"steps": chance.randint(4, 12), "seconds": round(chance.uniform(0.05, 0.2), 3)}
         return draft
 
     async def _cancel(self, order: Order, after: float) -> None:

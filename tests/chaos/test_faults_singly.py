@@ -13,7 +13,7 @@ from tests.chaos.run import Run, running
 
 SECONDS = {"daemon_freeze": 1.0, "postgres_restart": 0.5, "postgres_kill": 0.5, "gateway_kill": 0.5}
 """How long a fault lasts that is not what it is by lasting."""
-USUALLY = 2.5
+USUALLY = 1.8
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
