@@ -114,23 +114,19 @@ async def test_claims_outlive_a_registration_that_fails(api: ScriptedApi, rpc: R
         assert not tasks[0].done(), tasks[0].exception()
 
 
-async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
+def heartbeat(**fields: Any) -> dict[str, Any]:
     now = datetime.now(UTC)
-    lost = attempt()
-    api.answers["heartbeat_worker"] = lambda _arguments: (
-        200,
-        {
-            "now": now.isoformat(),
-            "heartbeat_at": now.isoformat(),
-            "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
-            "next_due_at": None,
-            "draining": True,
-            "unknown": [{"id": str(lost.id), "attempt": 1}],
-        },
-    )
-    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
-    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
-    lease = Lease(
+    return {
+        "now": now.isoformat(),
+        "heartbeat_at": now.isoformat(),
+        "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
+        "next_due_at": None,
+        **fields,
+    }
+
+
+def make_lease(rpc: Rpc, worker: Worker) -> Lease:
+    return Lease(
         rpc,
         ME,
         worker,
@@ -141,6 +137,17 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         on_schedule=lambda _seconds: None,
         register=nobody,
     )
+
+
+async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
+    lost = attempt()
+    api.answers["heartbeat_worker"] = lambda _arguments: (
+        200,
+        heartbeat(draining=True, unknown=[{"id": str(lost.id), "attempt": 1}]),
+    )
+    api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
+    worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
+    lease = make_lease(rpc, worker)
     worker.wake("sweep")
     async with running(worker.run()):
         await becomes(lambda: api.calls["claim_jobs"])  # answered with 503: was it heard? nobody knows
@@ -148,6 +155,23 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
         async with running(lease.beat_forever()):
             await becomes(lambda: api.calls["release_jobs"])
     assert api.calls["release_jobs"][0]["jobs"] == [{"id": str(lost.id), "attempt": 1}]
+
+
+async def test_a_heartbeat_comes_sooner_when_another_workers_lease_is_about_to_end(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    def answer(_arguments: dict[str, Any]) -> tuple[int, Any]:
+        beats.append(time.monotonic())
+        lost_at = datetime.now(UTC) + timedelta(seconds=0.5)
+        return 200, heartbeat(next_rescue_at=lost_at.isoformat() if len(beats) == 1 else None)
+
+    beats: list[float] = []
+    api.answers["heartbeat_worker"] = answer
+    lease = make_lease(rpc, Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody))
+    lease.begin(90, sent=asyncio.get_running_loop().time())
+    async with running(lease.beat_forever()):
+        await becomes(lambda: len(beats) == 2)  # and not after 30 s, a third of the own lease
+        assert beats[1] - beats[0] >= 0.5
 
 
 def a_job() -> Job:
