@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -238,9 +239,10 @@ async def daemon_kill(world: World, blow: Blow) -> None:
 @fault("process")
 async def daemon_freeze(world: World, blow: Blow) -> None:
     """Let processes stand still for longer than their leases."""
-    await asyncio.gather(
-        *(world.freeze_daemon(member, world.lease + blow.seconds) for member in hit(world, blow))
-    )
+    async with AsyncExitStack() as frozen:
+        for member in hit(world, blow):
+            await frozen.enter_async_context(world.frozen(member))
+        await asyncio.sleep(world.lease + blow.seconds)
 
 
 @fault("process")

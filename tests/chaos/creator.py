@@ -84,6 +84,18 @@ class Creator:
         await self.create([self._draft(kind) for kind in WEIGHTS for _ in range(times)])
         await self.acknowledged()
 
+    async def one(self, kind: str, **payload: Any) -> Order:
+        """Create one job."""
+        draft = self._draft(kind)
+        draft["payload"] = payload
+        await self.create([draft], cancels=False)
+        return list(self.orders.values())[-1]
+
+    async def cancel(self, order: Order) -> None:
+        """Cancel a job."""
+        order.cancelled = True  # from the first try on: its answer may be lost
+        await self._call("cancel_job", {"job_id": order.id})
+
     async def acknowledged(self) -> None:
         """Wait until every wish to cancel has been heard."""
         if self._cancels:
@@ -92,7 +104,7 @@ class Creator:
             task.result()
         self._cancels.clear()
 
-    async def create(self, drafts: list[dict[str, Any]]) -> None:
+    async def create(self, drafts: list[dict[str, Any]], *, cancels: bool = True) -> None:
         """Create jobs, some of them twice: the key makes it one."""
         answers = await self._call("create_jobs", {"jobs": drafts})
         if self._chance.random() < 0.1:
@@ -111,9 +123,9 @@ class Creator:
                 draft["owner_id"],
             )
             self.orders[order.id] = order
-            if order.kind == "long" and self._chance.random() < 0.4:
+            if cancels and order.kind == "long" and self._chance.random() < 0.4:
                 task = asyncio.create_task(
-                    self._cancel(order, self._chance.uniform(0.1, 2.0)), name=f"cancel {order.id}"
+                    self._cancel_later(order, self._chance.uniform(0.1, 2.0)), name=f"cancel {order.id}"
                 )
                 self._cancels.add(task)
 
@@ -135,10 +147,9 @@ class Creator:
             payload |= {"steps": chance.randint(4, 12), "seconds": round(chance.uniform(0.05, 0.2), 3)}
         return draft
 
-    async def _cancel(self, order: Order, after: float) -> None:
+    async def _cancel_later(self, order: Order, after: float) -> None:
         await asyncio.sleep(after)
-        order.cancelled = True  # from the first try on: its answer may be lost
-        await self._call("cancel_job", {"job_id": order.id})
+        await self.cancel(order)
 
     async def _call(self, function: str, arguments: dict[str, Any]) -> Any:
         """Call until it is answered; what is refused for good is a mistake of this file."""

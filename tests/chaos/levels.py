@@ -18,7 +18,7 @@ class Level:
     """What one process held at a moment."""
 
     descriptors: Counter[str]
-    """By what they are, such as `socket`."""
+    """By what they are: `socket`, `pipe`, `file` …"""
     threads: int
     children: int
     memory_mb: float
@@ -30,9 +30,10 @@ class Level:
         kinds: Counter[str] = Counter()
         for link in (proc / "fd").iterdir():
             try:
-                kinds[str(link.readlink()).partition(":")[0]] += 1
+                what = str(link.readlink()).partition(":")[0]
             except FileNotFoundError:
                 continue  # closed a moment ago
+            kinds["file" if what.startswith("/") else what] += 1
         status = dict(
             line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
         )

@@ -78,7 +78,12 @@ class Run:
             doubled_keys=self.creator.doubled,
             attempts=self.world.witness.attempts,
             freezes=self.world.mishaps.freezes,
-            leaks=[line for member in self.world.fleet for line in await self._leaks(member)],
+            leaks=[
+                line
+                for member in self.world.fleet
+                if self.world.is_running(member)
+                for line in await self._leaks(member)
+            ],
         )
         async with self.world.database() as database:
             await collect(database, evidence)

@@ -209,13 +209,14 @@ class World:
         if member.daemon is not None:
             member.daemon.end()
 
-    async def freeze_daemon(self, member: Member, seconds: float) -> None:
-        """Stop a daemon's process, and let it go on later."""
+    @asynccontextmanager
+    async def frozen(self, member: Member) -> AsyncIterator[None]:
+        """Stop a daemon's process, and let it go on at the end."""
         freeze = Freeze(member.pid, time.monotonic())
         self.mishaps.freezes.append(freeze)
         os.kill(freeze.pid, signal.SIGSTOP)
         try:
-            await asyncio.sleep(seconds)
+            yield
         finally:
             freeze.ended = time.monotonic()
             os.kill(freeze.pid, signal.SIGCONT)
@@ -237,6 +238,11 @@ class World:
     async def ready(self) -> None:
         """Wait until all daemons are up and woken by Realtime."""
         await until(lambda: all(self._is_live(member) for member in self.fleet), self.describe)
+
+    @staticmethod
+    def is_running(member: Member) -> bool:
+        """Whether there is a process."""
+        return member.daemon is not None and member.daemon.process.poll() is None
 
     @staticmethod
     def _is_live(member: Member) -> bool:
