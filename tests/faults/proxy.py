@@ -127,7 +127,9 @@ class FaultProxy:
         """Send a message to every joined channel, as if the server did; say to how many."""
         links = [link for link in self._links["websocket"] if link.topic is not None]
         for link in links:
-            frame = text_frame({"topic": link.topic, "event": event, "payload": payload, "ref": None})
+            topic = str(link.topic)
+            of_it = {"channel": topic.removeprefix("realtime:")} if event == "system" else {}
+            frame = text_frame({"topic": topic, "event": event, "payload": payload | of_it, "ref": None})
             async with link.sending:
                 link.client_writer.write(frame)
         return len(links)
