@@ -263,10 +263,8 @@ class FaultProxy:
     async def _answers_down(link: Link, rules: Rules) -> AsyncIterator[bytes]:
         while data := await link.server_reader.read(CHUNK):
             if rules.truncated:
-                async with link.sending:
-                    link.client_writer.write(data[: len(data) // 2])
-                    await link.end()
-                raise EndedError
+                yield data[: len(data) // 2]
+                return  # the client hears the end, and ends its side
             yield data
 
     @staticmethod
