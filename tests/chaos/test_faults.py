@@ -15,9 +15,18 @@ from tests.chaos.run import Run, running
 from tests.chaos.witness import Attempt
 from tests.chaos.world import Member, until
 
-SECONDS = {"daemon_freeze": 1.0, "postgres_restart": 0.5, "postgres_kill": 0.5, "gateway_kill": 0.5}
-"""How long a fault lasts that is not what it is by lasting."""
+SECONDS = {
+    "daemon_freeze": 1.0,
+    "frozen": 3.0,  # no shorter than a heartbeat may take
+    "postgres_restart": 0.5,
+    "postgres_kill": 0.5,
+    "gateway_kill": 0.5,
+}
 USUALLY = 1.8
+TROUBLE = ("rpc.repeated", "feed.ended", "worker.claim_failed", "lease.heartbeat_failed", "lease.fenced")
+"""What daemons say of faults that they notice."""
+UNNOTICED = {"daemon_kill", "clock_jump", "latency", "trickle", "mute"}
+"""Faults that kill whoever might notice, that nobody has to notice, or not so soon."""
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
@@ -34,8 +43,8 @@ async def test_nothing_is_lost_doubled_overlapping_unpaid_or_leaked_after(run: R
     if why := missing(run.world).get(name):
         pytest.skip(why)
     blow = draw(random.Random(name), name, members=len(run.world.fleet), longest=1.0)
-    blow = Blow(name, blow.members, blow.only, SECONDS.get(name, USUALLY), blow.hours)
-    acknowledged = len(run.creator.orders)
+    blow = Blow(name, blow.members, None, SECONDS.get(name, USUALLY), blow.hours)
+    acknowledged, troubles = len(run.creator.orders), trouble(run)
 
     async def once() -> AsyncIterator[tuple[Blow, ...]]:
         yield (blow,)
@@ -43,6 +52,12 @@ async def test_nothing_is_lost_doubled_overlapping_unpaid_or_leaked_after(run: R
     await run.under(once())
     assert len(run.creator.orders) > acknowledged
     assert (await run.verdict()).lines() == []
+    assert trouble(run) > troubles or name in UNNOTICED, "nobody noticed: was there a fault at all?"
+
+
+def trouble(run: Run) -> int:
+    """Return how often the daemons have spoken of trouble."""
+    return sum(event["event"] in TROUBLE for member in run.world.fleet for event in member.events)
 
 
 async def begun(run: Run, job: str, attempt: int, within: float) -> Attempt:

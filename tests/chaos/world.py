@@ -8,7 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,11 @@ class Member:
     daemon: Daemon | None = None
 
     @property
+    def events(self) -> list[dict[str, Any]]:
+        """What the daemon has logged."""
+        return [] if self.daemon is None else self.daemon.events
+
+    @property
     def pid(self) -> int:
         assert self.daemon is not None
         return self.daemon.process.pid
@@ -79,6 +84,8 @@ class Mishaps:
     freezes: list[Freeze] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
     """Of daemons that ended without having been killed."""
+    late_starts: int = 0
+    """How often a daemon found no API when it started, and was started again."""
 
 
 class World:
@@ -95,6 +102,7 @@ class World:
         self._postgres = Postgres(directory / "postgres")
         self._gateway: DevProcess | None = None
         self._cleanup = AsyncExitStack()
+        self._supervisor: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
         async with self._cleanup:
@@ -123,6 +131,8 @@ class World:
             self.fleet.append(member)
             self._cleanup.callback(self.kill_daemon, member)
             self.launch_daemon(member)
+        self._supervisor = asyncio.create_task(self._supervise(), name="supervisor")
+        self._cleanup.callback(self._supervisor.cancel)
         await self.ready()
 
     # -- the stack --------------------------------------------------------------------------------
@@ -206,12 +216,29 @@ class World:
 
     def kill_daemon(self, member: Member) -> None:
         """Kill -9."""
-        if member.daemon is not None:
-            member.daemon.end()
+        daemon, member.daemon = member.daemon, None
+        if daemon is not None:
+            daemon.end()
+
+    async def _supervise(self) -> None:
+        """Start a daemon again that could not start because the API was away, as systemd does."""
+        while True:
+            for member in self.fleet:
+                daemon = member.daemon
+                if daemon is None or daemon.process.poll() is None:
+                    continue
+                if daemon.all("daemon.ready"):
+                    raise AssertionError(f"{member.name} ended by itself:\n{daemon.log()}")
+                self.mishaps.late_starts += 1
+                self.launch_daemon(member)
+            await asyncio.sleep(0.2)
 
     @asynccontextmanager
     async def frozen(self, member: Member) -> AsyncIterator[None]:
         """Stop a daemon's process, and let it go on at the end."""
+        if not self.is_running(member):  # it could not start, and is started again in a moment
+            yield
+            return
         freeze = Freeze(member.pid, time.monotonic())
         self.mishaps.freezes.append(freeze)
         os.kill(freeze.pid, signal.SIGSTOP)
@@ -219,7 +246,8 @@ class World:
             yield
         finally:
             freeze.ended = time.monotonic()
-            os.kill(freeze.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # killed meanwhile
+                os.kill(freeze.pid, signal.SIGCONT)
 
     def fill_disk(self, member: Member, *, full: bool) -> None:
         """Let a daemon write nothing more to files, as if the disk were full; or again."""
@@ -228,6 +256,7 @@ class World:
 
     async def stop_daemons(self) -> None:
         """End all daemons by SIGTERM; how they end is noted."""
+        self._supervisor.cancel()
         for member in self.fleet:
             assert member.daemon is not None
             member.daemon.signal(signal.SIGTERM)
@@ -237,7 +266,12 @@ class World:
 
     async def ready(self) -> None:
         """Wait until all daemons are up and woken by Realtime."""
-        await until(lambda: all(self._is_live(member) for member in self.fleet), self.describe)
+        await until(self._all_live, self.describe)
+
+    def _all_live(self) -> bool:
+        if self._supervisor.done() and not self._supervisor.cancelled():
+            self._supervisor.result()  # raises what it found
+        return all(self._is_live(member) for member in self.fleet)
 
     @staticmethod
     def is_running(member: Member) -> bool:
@@ -246,8 +280,8 @@ class World:
 
     @staticmethod
     def _is_live(member: Member) -> bool:
-        assert member.daemon is not None
-        assert member.daemon.process.poll() is None, f"{member.name} ended by itself:\n{member.daemon.log()}"
+        if member.daemon is None:
+            return False
         modes = member.daemon.all("feed.mode")
         fences = [event["event"] for event in member.daemon.events if event["event"].startswith("lease.")]
         fenced = "lease.fenced" in fences and fences[::-1].index("lease.fenced") < (
@@ -259,8 +293,7 @@ class World:
         """Return what a person wants to read when something never happened."""
         lines = [f"{len(self.witness.going_on)} attempts go on"]
         for member in self.fleet:
-            assert member.daemon is not None
-            lines += [f"-- {member.name}", *map(str, member.daemon.events[-15:]), *member.daemon.text[-15:]]
+            lines += [f"-- {member.name}", *map(str, member.events[-15:])]
         return "\n".join(lines)
 
 
