@@ -23,7 +23,7 @@ SECONDS = {
     "gateway_kill": 0.5,
 }
 USUALLY = 1.8
-TROUBLE = ("rpc.repeated", "feed.ended", "worker.claim_failed", "lease.heartbeat_failed", "lease.fenced")
+TROUBLE = ("rpc.repeated", "feed.mode", "worker.claim_failed", "lease.heartbeat_failed", "lease.fenced")
 """What daemons say of faults that they notice."""
 UNNOTICED = {"daemon_kill", "clock_jump", "latency", "trickle", "mute"}
 """Faults that kill whoever might notice, that nobody has to notice, or not so soon."""
@@ -106,6 +106,7 @@ async def test_the_daemons_end_well_after_all_of_it(run: Run):
 
 
 async def test_rows_that_were_tampered_with_are_found(run: Run):
+    before = judge(await run.evidence()).counts()
     async with run.world.database() as database:
         ended = "(select id from public.jobs where kind = 'chaos.plain' and status = 'completed' limit 1)"
         await database.execute(f"update public.jobs set result = '\"tampered\"' where id = {ended}")
@@ -120,5 +121,5 @@ async def test_rows_that_were_tampered_with_are_found(run: Run):
             await database.execute(again, job_id, key, status)
         run.world.witness.attempts.append(run.world.witness.attempts[-1])
         counts = judge(await run.evidence()).counts()
-    assert counts == counts | {"lost": 1, "doubled": 1, "overlaps": 1}
-    assert counts["credit_errors"] > 0
+    for counter in ("lost", "doubled", "overlaps", "credit_errors"):
+        assert counts[counter] > before[counter], counter
