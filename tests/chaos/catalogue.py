@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.chaos.clock import WHERE_TO_GET_IT
-from tests.chaos.world import Member, World
+from tests.chaos.world import SPOOLS, Member, World
 from tests.faults import FaultProxy, Kind
 
 Room = Literal["network", "stack", "process"]
@@ -64,7 +64,8 @@ def fault(room: Room) -> Callable[[Callable[[World, Blow], Awaitable[None]]], No
 
 def missing(world: World) -> dict[str, str]:
     """Return the faults that cannot be had here, and why."""
-    return {} if any(member.clock for member in world.fleet) else {"clock_jump": WHERE_TO_GET_IT}
+    clocks = {} if any(member.clock for member in world.fleet) else {"clock_jump": WHERE_TO_GET_IT}
+    return clocks | ({} if SPOOLS else {"disk_full": "daemons write nothing to disks"})
 
 
 def hit(world: World, blow: Blow) -> list[Member]:
@@ -243,6 +244,23 @@ async def daemon_freeze(world: World, blow: Blow) -> None:
         for member in hit(world, blow):
             await frozen.enter_async_context(world.frozen(member))
         await asyncio.sleep(world.lease + blow.seconds)
+
+
+@fault("network")
+async def disk_full(world: World, blow: Blow) -> None:
+    """Leave no room for the spool while the API is away and results must be kept."""
+    members = [member for member in hit(world, blow) if world.is_running(member)]
+    try:
+        for member in members:
+            world.fill_disk(member, full=True)
+            member.proxy.refuse("http")
+            member.proxy.cut("http")
+        await asyncio.sleep(blow.seconds)
+    finally:
+        for member in members:
+            await member.proxy.heal()
+            if world.is_running(member):
+                world.fill_disk(member, full=False)
 
 
 @fault("process")

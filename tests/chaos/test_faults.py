@@ -71,17 +71,18 @@ async def begun(run: Run, job: str, attempt: int, within: float) -> Attempt:
 
 
 def whose(run: Run, attempt: Attempt) -> Member:
-    return next(member for member in run.world.fleet if member.pid == attempt.pid)
+    return next(member for member in run.world.fleet if member.daemon and member.pid == attempt.pid)
 
 
 async def test_a_killed_daemons_job_runs_again_within_its_lease_and_5_seconds(run: Run):
     order = await run.creator.one("long", n=1, seconds=0.1, steps=40)
     first = await begun(run, order.id, 1, within=10)
+    member = whose(run, first)
     killed_at = time.monotonic()
-    run.world.kill_daemon(whose(run, first))
+    run.world.kill_daemon(member)
     second = await begun(run, order.id, 2, within=run.world.lease + 15)
     assert second.began - killed_at <= run.world.lease + 5
-    run.world.launch_daemon(whose(run, first))
+    run.world.launch_daemon(member)
     await run.creator.cancel(order)
     await run.rest()
     assert (await run.verdict()).lines() == []

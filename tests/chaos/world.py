@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from processor.config import Settings
 from processor.local.postgres import Postgres
 from tests.chaos.clock import Clock
 from tests.chaos.witness import Witness
@@ -27,6 +28,8 @@ from tests.faults import FaultProxy
 TARGET = "tests.chaos.app:app"
 DAEMONS = 2
 LEASE = 5.0
+SPOOLS = "spool_dir" in Settings.model_fields
+"""Whether daemons keep on disk what the API has not taken yet."""
 PATIENCE = 60.0
 """Seconds that anything may take which must happen."""
 
@@ -210,6 +213,7 @@ class World:
                 "PROCESSOR_GRACE_SECONDS": "10",
                 "PROCESSOR_CANCEL_GRACE_SECONDS": "3",
                 "CHAOS_WITNESS": self.witness.address,
+                **({"PROCESSOR_SPOOL_DIR": str(member.spool)} if SPOOLS else {}),
                 **(member.clock.environment() if member.clock else {}),
             },
         )
