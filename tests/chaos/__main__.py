@@ -15,7 +15,6 @@ from typing import Any
 
 from tests.chaos.catalogue import CATALOGUE, missing
 from tests.chaos.judge import judge
-from tests.chaos.levels import Level
 from tests.chaos.run import Run, for_seconds, mix, running
 from tests.chaos.world import DAEMONS
 
@@ -36,7 +35,7 @@ async def run(seconds: float, seed: int, daemons: int, only: list[str], director
         await it.under(for_seconds(mix(seed, daemons=daemons, without=without), seconds))
         evidence = await it.evidence()
         verdict = judge(evidence)
-        memory = max(Level.of(member.pid).memory_mb for member in it.world.fleet)
+        memory = max([(await it.world.level(member)).memory_mb for member in it.world.fleet])
         verdict.leaks += await it.farewell()
     for line in verdict.lines():
         tell(f"  {line}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 KEPT_CONNECTIONS = 6
 """Idle HTTP connections come and go within a client's pool."""
+TASKS = 2
+"""A probe, a timer: by name, at the moment of looking."""
 THREADS = 2
 """The pool of an event loop grows with its use, to its bound."""
 MEMORY_SHARE, MEMORY_MB = 0.25, 15.0
@@ -22,10 +26,12 @@ class Level:
     threads: int
     children: int
     memory_mb: float
+    tasks: Counter[str] = field(default_factory=Counter)
+    """By the first word of their names."""
 
     @classmethod
-    def of(cls, pid: int) -> Level:
-        """Measure a running process."""
+    def of(cls, pid: int, tasks: Iterable[str] = ()) -> Level:
+        """Measure a running process, whose tasks have these names."""
         proc = Path("/proc") / str(pid)
         kinds: Counter[str] = Counter()
         for link in (proc / "fd").iterdir():
@@ -43,7 +49,9 @@ class Level:
             for child in (task / "children").read_text().split()
             if (task / "children").exists()
         ]
-        return cls(kinds, int(status["Threads"]), len(children), int(status["VmRSS"].split()[0]) / 1024)
+        memory_mb = int(status["VmRSS"].split()[0]) / 1024
+        words = Counter(re.split("[-:]", name)[0] for name in tasks)
+        return cls(kinds, int(status["Threads"]), len(children), memory_mb, words)
 
     def above(self, before: Level) -> list[str]:
         """Say what there is more of than before, beyond what comes and goes."""
@@ -52,6 +60,9 @@ class Level:
             more = count - before.descriptors[kind]
             if more > (KEPT_CONNECTIONS if kind == "socket" else 0):
                 lines.append(f"{count} descriptors of {kind}, {before.descriptors[kind]} before")
+        for name, count in self.tasks.items():
+            if count > before.tasks[name] + TASKS:
+                lines.append(f"{count} tasks named {name}, {before.tasks[name]} before")
         if self.threads > before.threads + THREADS:
             lines.append(f"{self.threads} threads, {before.threads} before")
         if self.children > before.children:
@@ -67,4 +78,5 @@ class Level:
             max(self.threads, other.threads),
             max(self.children, other.children),
             max(self.memory_mb, other.memory_mb),
+            self.tasks | other.tasks,
         )

@@ -42,7 +42,7 @@ class Run:
         """Have every daemon do some of everything, and look what it holds at rest."""
         await self.creator.some_of_each()
         await self.rest()
-        levels = [Level.of(member.pid) for member in self.world.fleet]
+        levels = [await self.world.level(member) for member in self.world.fleet]
         self.before = levels[0].most(levels[-1])
 
     async def under(self, blows: AsyncIterator[tuple[Blow, ...]]) -> None:
@@ -101,7 +101,9 @@ class Run:
     async def _leaks(self, member: Member) -> list[str]:
         """Say what a daemon holds too much of; what only takes a moment to go is waited for."""
         deadline = time.monotonic() + 5
-        while (more := Level.of(member.pid).above(self.before)) and time.monotonic() < deadline:  # noqa: ASYNC110  of another process
+        while more := (await self.world.level(member)).above(self.before):
+            if time.monotonic() > deadline:
+                break
             await asyncio.sleep(0.1)
         return [f"{member.name}: {line}" for line in more]
 

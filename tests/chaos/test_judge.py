@@ -237,12 +237,17 @@ def test_a_job_that_lost_two_workers_may_have_failed_for_it():
     assert judge(evidence).lines() == []
 
 
-def test_the_levels_of_a_process_tell_descriptors_threads_children_and_memory():
-    def level(sockets: int = 5, pipes: int = 3, threads: int = 2, children: int = 0, mb: float = 60) -> Level:
-        return Level(Counter(socket=sockets, pipe=pipes), threads, children, mb)
+def test_the_levels_of_a_process_tell_descriptors_tasks_threads_children_and_memory():
+    def level(
+        sockets: int = 5, pipes: int = 3, threads: int = 2, children: int = 0, mb: float = 60, tasks: int = 4
+    ) -> Level:
+        return Level(
+            Counter(socket=sockets, pipe=pipes), threads, children, mb, Counter(claims=1, feed=tasks)
+        )
 
     before = level()
-    assert level(sockets=11, threads=4, mb=85).above(before) == []
+    assert level(sockets=11, threads=4, mb=85, tasks=6).above(before) == []
+    assert len(level(tasks=7).above(before)) == 1
     assert len(level(sockets=12).above(before)) == 1
     assert len(level(pipes=4).above(before)) == 1
     assert len(level(threads=5).above(before)) == 1

@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from processor.config import Settings
+from processor.daemon import Daemon as ProcessorDaemon
 from processor.local.postgres import Postgres
 from tests.chaos.clock import Clock
+from tests.chaos.levels import Level
 from tests.chaos.witness import Witness
 from tests.conftest import DevProcess, RunningStack
 from tests.daemons import Daemon
@@ -28,6 +30,8 @@ from tests.faults import FaultProxy
 TARGET = "tests.chaos.app:app"
 DAEMONS = 2
 LEASE = 5.0
+DUMPS = hasattr(ProcessorDaemon, "dump")
+"""Whether daemons tell of their tasks at SIGUSR1."""
 SPOOLS = "spool_dir" in Settings.model_fields
 """Whether daemons keep on disk what the API has not taken yet."""
 PATIENCE = 60.0
@@ -292,6 +296,16 @@ class World:
             fences[::-1].index("lease.renewed") if "lease.renewed" in fences else len(fences)
         )
         return bool(modes) and modes[-1]["mode"] == "realtime" and not fenced
+
+    async def level(self, member: Member) -> Level:
+        """Measure what a member's daemon holds, its tasks by their names."""
+        assert member.daemon is not None
+        if not DUMPS:
+            return Level.of(member.pid)
+        daemon, seen = member.daemon, len(member.daemon.all("daemon.dump"))
+        daemon.signal(signal.SIGUSR1)
+        await until(lambda: len(daemon.all("daemon.dump")) > seen, self.describe)
+        return Level.of(member.pid, [task["name"] for task in daemon.all("daemon.dump")[-1]["tasks"]])
 
     def describe(self) -> str:
         """Return what a person wants to read when something never happened."""
