@@ -28,18 +28,24 @@ class Level:
     memory_mb: float
     tasks: Counter[str] = field(default_factory=Counter)
     """By the first word of their names."""
+    files: tuple[str, ...] = ()
+    """What is open besides sockets and the like."""
 
     @classmethod
     def of(cls, pid: int, tasks: Iterable[str] = ()) -> Level:
         """Measure a running process, whose tasks have these names."""
         proc = Path("/proc") / str(pid)
         kinds: Counter[str] = Counter()
+        files: list[str] = []
         for link in (proc / "fd").iterdir():
             try:
                 what = str(link.readlink()).partition(":")[0]
             except FileNotFoundError:
                 continue  # closed a moment ago
-            kinds["file" if what.startswith("/") else what] += 1
+            if what.startswith("/"):
+                files.append(what)
+                what = "file"
+            kinds[what] += 1
         status = dict(
             line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
         )
@@ -51,7 +57,7 @@ class Level:
         ]
         memory_mb = int(status["VmRSS"].split()[0]) / 1024
         words = Counter(re.split("[-:]", name)[0] for name in tasks)
-        return cls(kinds, int(status["Threads"]), len(children), memory_mb, words)
+        return cls(kinds, int(status["Threads"]), len(children), memory_mb, words, tuple(files))
 
     def above(self, before: Level) -> list[str]:
         """Say what there is more of than before, beyond what comes and goes."""
@@ -59,7 +65,8 @@ class Level:
         for kind, count in self.descriptors.items():
             more = count - before.descriptors[kind]
             if more > (KEPT_CONNECTIONS if kind == "socket" else 0):
-                lines.append(f"{count} descriptors of {kind}, {before.descriptors[kind]} before")
+                which = f": {', '.join(self.files)}" if kind == "file" else ""
+                lines.append(f"{count} descriptors of {kind}, {before.descriptors[kind]} before{which}")
         for name, count in self.tasks.items():
             if count > before.tasks[name] + TASKS:
                 lines.append(f"{count} tasks named {name}, {before.tasks[name]} before")
