@@ -68,8 +68,10 @@ class Run:
             while await database.fetchval(OPEN) and time.monotonic() < deadline:  # noqa: ASYNC110  a query is asked
                 await asyncio.sleep(0.1)
         if time.monotonic() < deadline:
+            self.tell("every job has ended")
             await self.world.ready()
             await until(lambda: not self.world.witness.going_on, self.world.describe)
+            self.tell("at rest")
 
     async def evidence(self) -> Evidence:
         """Gather what there is to judge."""
