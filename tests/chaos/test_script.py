@@ -12,7 +12,7 @@ from tests.chaos.catalogue import CATALOGUE
 from tests.chaos.run import mix
 from tests.sql.harness import ROOT
 
-SECONDS = 20
+SECONDS = 12
 WRONG = ("lost", "doubled", "overlaps", "credit_errors", "leaks")
 
 
@@ -36,8 +36,8 @@ async def test_a_short_run_of_faults_by_chance_finds_nothing_wrong_and_says_so()
     report = json.loads(said.splitlines()[-1])
     assert {name: report[name] for name in WRONG} == dict.fromkeys(WRONG, 0), said
     assert code == 0
-    assert report["faults"] >= 3
-    assert report["jobs"] > 50
+    assert report["faults"] >= 2
+    assert report["jobs"] > 30
     for name in report["by_fault"]:
         assert f" s  {name}" in said  # it tells what it does
 
