@@ -19,6 +19,10 @@ test *args:
 fix:
   .venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
+# real daemons under every fault, by chance: just chaos --seconds 60 --seed 1
+chaos *args:
+  ./scripts/chaos {{args}}
+
 # the main job, end to end, in the terminal
 demo:
   ./scripts/demo

@@ -6,6 +6,8 @@ stopped here before anyone else may start them.
 """
 
 import asyncio
+import math
+import random
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -21,6 +23,8 @@ from processor.worker import Worker
 
 _BEATS = 3
 """Heartbeats in the time of one lease: two may fail."""
+_AFTER_A_LEASE = (0.1, 1.0)
+"""Seconds after the end of another worker's lease to look whether it was renewed; a fleet spreads out."""
 
 log = structlog.get_logger("processor.lease")
 
@@ -60,6 +64,7 @@ class Lease:
         self._unsettled = unsettled
         self._nudged = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._rescue_in = math.inf
         self._inbox = 0
         self._draining = False
         self._drain_changed = asyncio.Event()
@@ -92,6 +97,8 @@ class Lease:
             try:
                 async with asyncio.timeout(interval):
                     await self._beat()
+                # another worker's lease may end before that: if it is lost, its jobs wait no longer
+                pause = min(interval, self._rescue_in + random.uniform(*_AFTER_A_LEASE))  # noqa: S311 - jitter
             except WorkerUnknown:
                 log.warning("lease.unknown_worker", reason="the server has forgotten this worker")
                 pause = await self._register_again()
@@ -166,6 +173,8 @@ class Lease:
         await self._give_back(answer, sent)
         self._worker.due(answer.next_due_at, answer.now, sent=sent, received=received)
         self._on_schedule(seconds_until(answer.next_schedule_at, answer.now))
+        rescue_in = seconds_until(answer.next_rescue_at, answer.now)
+        self._rescue_in = math.inf if rescue_in is None else rescue_in
 
     def _renew(self, answer: Heartbeat, sent: float) -> None:
         self._hold.extend(sent + (answer.lease_expires_at - answer.now).total_seconds())

@@ -68,6 +68,7 @@ class Heartbeat(_Wire):
     lease_expires_at: datetime
     next_due_at: datetime | None
     next_schedule_at: datetime | None = None
+    next_rescue_at: datetime | None = None
     cancel: tuple[UUID, ...] = ()
     lost: tuple[UUID, ...] = ()
     unknown: tuple[Attempt, ...] = ()

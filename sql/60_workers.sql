@@ -242,6 +242,11 @@ begin
     'lease_expires_at', w.lease_expires_at,
     'next_due_at', processor.next_due_at(w),
     'next_schedule_at', processor.next_schedule_at(),
+    'next_rescue_at', (
+      select min(o.lease_expires_at) from public.job_workers o
+      where o.id <> w.id and o.lease_expires_at >= w.heartbeat_at
+        and exists (select from public.jobs j where j.worker_id = o.id and j.status = 'processing')
+    ),
     'draining', w.draining,
     'inbox', w.inbox,
     'rescued', rescued,
@@ -257,7 +262,8 @@ begin
 end
 $$;
 comment on function public.heartbeat_worker(uuid, uuid[], text) is
-  'Renew the lease, rescue what dead workers held, and learn: jobs to cancel, jobs lost, jobs forgotten, when the next one is due.';
+  'Renew the lease, rescue what dead workers held, and learn: jobs to cancel, jobs lost, jobs forgotten, when the next one is due, '
+  'and when the next of the other workers that hold jobs would be lost.';
 
 create or replace function public.deregister_worker(worker_id uuid)
 returns jsonb

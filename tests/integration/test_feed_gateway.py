@@ -192,7 +192,7 @@ def lose_what_comes_down(proxy: FaultProxy) -> None:
 
 
 def lag(proxy: FaultProxy) -> None:
-    proxy.delay(60, "websocket")
+    proxy.delay(60, only="websocket")
 
 
 @pytest.mark.parametrize(

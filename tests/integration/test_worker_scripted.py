@@ -114,6 +114,17 @@ async def test_claims_outlive_a_registration_that_fails(api: ScriptedApi, rpc: R
         assert not tasks[0].done(), tasks[0].exception()
 
 
+def heartbeat(**fields: Any) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        "now": now.isoformat(),
+        "heartbeat_at": now.isoformat(),
+        "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
+        "next_due_at": None,
+        **fields,
+    }
+
+
 def lease_over(rpc: Rpc, worker: Worker, unsettled: set[UUID]) -> Lease:
     return Lease(
         rpc,
@@ -129,21 +140,12 @@ def lease_over(rpc: Rpc, worker: Worker, unsettled: set[UUID]) -> Lease:
     )
 
 
-def beat(unknown: Attempt, **more: Any) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    return {
-        "now": now.isoformat(),
-        "heartbeat_at": now.isoformat(),
-        "lease_expires_at": (now + timedelta(seconds=90)).isoformat(),
-        "next_due_at": None,
-        "unknown": [{"id": str(unknown.id), "attempt": 1}],
-        **more,
-    }
-
-
 async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: ScriptedApi, rpc: Rpc) -> None:
     lost = attempt()
-    api.answers["heartbeat_worker"] = lambda _arguments: (200, beat(lost, draining=True))
+    api.answers["heartbeat_worker"] = lambda _arguments: (
+        200,
+        heartbeat(draining=True, unknown=[{"id": str(lost.id), "attempt": 1}]),
+    )
     api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
     worker = Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody)
     lease = lease_over(rpc, worker, unsettled=set())
@@ -158,7 +160,10 @@ async def test_a_draining_worker_gives_back_what_it_never_heard_of(api: Scripted
 
 async def test_a_job_with_outcomes_on_their_way_is_given_back_after_them(api: ScriptedApi, rpc: Rpc) -> None:
     lost = attempt()
-    api.answers["heartbeat_worker"] = lambda _arguments: (200, beat(lost))
+    api.answers["heartbeat_worker"] = lambda _arguments: (
+        200,
+        heartbeat(unknown=[{"id": str(lost.id), "attempt": 1}]),
+    )
     api.answers["release_jobs"] = lambda _arguments: (200, [{"id": str(lost.id), "stale": False}])
     unsettled = {lost.id}
     lease = lease_over(rpc, Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody), unsettled)
@@ -170,6 +175,23 @@ async def test_a_job_with_outcomes_on_their_way_is_given_back_after_them(api: Sc
         unsettled.clear()
         lease.nudge()
         await becomes(lambda: api.calls["release_jobs"])
+
+
+async def test_a_heartbeat_comes_sooner_when_another_workers_lease_is_about_to_end(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    def answer(_arguments: dict[str, Any]) -> tuple[int, Any]:
+        beats.append(time.monotonic())
+        lost_at = datetime.now(UTC) + timedelta(seconds=0.5)
+        return 200, heartbeat(next_rescue_at=lost_at.isoformat() if len(beats) == 1 else None)
+
+    beats: list[float] = []
+    api.answers["heartbeat_worker"] = answer
+    lease = lease_over(rpc, Worker(rpc, ME, queues=["q"], slots=1, on_unknown=nobody), unsettled=set())
+    lease.begin(90, sent=asyncio.get_running_loop().time())
+    async with running(lease.beat_forever()):
+        await becomes(lambda: len(beats) == 2)  # and not after 30 s, a third of the own lease
+        assert beats[1] - beats[0] >= 0.5
 
 
 def a_job() -> Job:

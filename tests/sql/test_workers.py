@@ -273,6 +273,27 @@ async def test_a_worker_whose_own_lease_had_lapsed_only_renews(project, worker):
     assert (await worker.finish(job))["status"] == "completed"
 
 
+async def test_a_heartbeat_says_when_the_next_worker_with_jobs_would_be_lost(project, worker):
+    other = await project.worker(lease_seconds=30)
+    idle = await project.worker(lease_seconds=10)
+    assert (await worker.heartbeat())["next_rescue_at"] is None  # nobody has a job
+    await project.create("echo")
+    [job] = await other.claim()
+    assert datetime.fromisoformat((await worker.heartbeat())["next_rescue_at"]) == NOON + timedelta(
+        seconds=30
+    )
+    assert (await other.heartbeat(job))["next_rescue_at"] is None  # the own lease is nobody's to wait for
+    await project.later(seconds=20)
+    await other.heartbeat(job)
+    assert datetime.fromisoformat((await worker.heartbeat())["next_rescue_at"]) == NOON + timedelta(
+        seconds=50
+    )
+    await project.later(seconds=31)
+    await idle.heartbeat()
+    answer = await worker.heartbeat()  # it is lost, and its job rescued: there is nothing to come back for
+    assert (answer["rescued"], answer["next_rescue_at"]) == (1, None)
+
+
 async def test_a_worker_that_lapsed_without_being_rescued_may_still_finish(project, worker):
     await project.create("echo")
     [job] = await worker.claim()

@@ -242,7 +242,7 @@ class Workers(Basics):
         arguments = {"worker_id": worker, "running": running, "feed": feed}
         if both := self.both(workers.heartbeat_worker, "heartbeat_worker", **arguments):
             expected, answer = both
-            del answer["now"], answer["heartbeat_at"], answer["next_schedule_at"]
+            del answer["now"], answer["heartbeat_at"], answer["next_schedule_at"], answer["next_rescue_at"]
             self.compare_due(answer.pop("next_due_at"), expected.pop("next_due_at"))
             answer["lease_expires_at"] = moment(answer["lease_expires_at"])
             answer["cancel"] = {UUID(i) for i in answer["cancel"]}
