@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+PARTS = {
+    "daemon": "daemon",
+    "gateway": "gateway: REST and Realtime",
+    "postgres_sessions": "PostgreSQL, sessions",
+    "postgres_walsender": "PostgreSQL, decoding of the log",
+    "postgres_rest": "PostgreSQL, all else",
+}
+"""What is told apart, and how people call it."""
 
 _PROC = Path("/proc")
 AVAILABLE = (_PROC / "self" / "stat").exists()
@@ -24,17 +33,17 @@ class _Stat:
 
 
 def cpu_seconds(stack: int, daemon: int) -> dict[str, float]:
-    """Return the CPU seconds so far, by part.
+    """Return the CPU seconds so far by part; where the system does not tell, nothing was used.
 
     Args:
         stack: process id of local mode, which PostgreSQL is a child of.
         daemon: process id of the daemon.
 
     """
+    parts = dict.fromkeys(PARTS, 0.0)
+    if not AVAILABLE:
+        return parts
     found = {stat.pid: stat for stat in _all()}
-    parts = dict.fromkeys(
-        ("daemon", "gateway", "postgres_sessions", "postgres_walsender", "postgres_rest"), 0.0
-    )
     parts["daemon"] = found[daemon].own
     parts["gateway"] = found[stack].own
     for postmaster in (stat for stat in found.values() if stat.name == "postgres" and stat.parent == stack):
@@ -42,6 +51,14 @@ def cpu_seconds(stack: int, daemon: int) -> dict[str, float]:
         for child in (stat for stat in found.values() if stat.parent == postmaster.pid):
             parts[_role(child.pid)] += child.own
     return parts
+
+
+def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) -> dict[str, float] | None:
+    """Return the microseconds of CPU that each part and all together used per job, if the system tells."""
+    if not AVAILABLE:
+        return None
+    each = {part: (after[part] - before[part]) / jobs * 1e6 for part in PARTS}
+    return {name: round(spent, 1) for name, spent in (each | {"total": sum(each.values())}).items()}
 
 
 def _role(pid: int) -> str:

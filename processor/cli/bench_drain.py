@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from datetime import datetime
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from processor import JobContext, Processor
-from processor.cli.bench_cpu import AVAILABLE, cpu_seconds
+from processor.cli.bench_cpu import AVAILABLE, PARTS, cpu_seconds, per_job
 from processor.cli.bench_processes import BenchError, Scene, call, err, running
 
 KIND = "bench.drain"
@@ -24,16 +24,8 @@ WARM_UP = 2_000
 AT_ONCE = 5_000
 """Jobs created in one call."""
 LOOK_SECONDS = 0.1
+CALM_SECONDS = 0.3
 LONGEST_SECONDS = 600.0
-
-PARTS = {
-    "daemon": "daemon",
-    "gateway": "gateway: REST and Realtime",
-    "postgres_sessions": "PostgreSQL, sessions",
-    "postgres_walsender": "PostgreSQL, decoding of the log",
-    "postgres_rest": "PostgreSQL, all else",
-    "total": "total",
-}
 
 target = Processor()
 """What the measured daemon runs: a handler that does nothing."""
@@ -67,7 +59,7 @@ def drain(
     table = Table(f"{report['jobs']} jobs, {report['slots']} slots", "", box=None)
     table.add_row("drained", f"{report['jobs_per_s']:.0f} jobs/s")
     for name, microseconds in (report["cpu_us_per_job"] or {}).items():
-        table.add_row(f"CPU a job: {PARTS[name]}", f"{microseconds:.0f} us")
+        table.add_row(f"CPU a job: {PARTS.get(name, name)}", f"{microseconds:.0f} us")
     Console(highlight=False).print(table)
 
 
@@ -75,36 +67,42 @@ async def _measure(jobs: int, slots: int) -> dict[str, Any]:
     async with running(f"{__name__}:target", PROCESSOR_SLOTS=str(slots)) as scene:
         reading = asyncio.create_task(scene.daemon.read_on(), name="bench-log")
         try:
-            await _drain(scene, min(jobs, WARM_UP))
-            seconds, cpu = await _drain(scene, jobs)
+            for number in (min(jobs, WARM_UP), jobs):
+                began = _cpu(scene)
+                await _create(scene, number)
+                created = _cpu(scene)
+                seconds = await _drain(scene, number)
+                drained = _cpu(scene)
         finally:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
-    report: dict[str, Any] = {
+    return {
         "jobs": jobs,
         "slots": slots,
         "seconds": round(seconds, 3),
         "jobs_per_s": round(jobs / seconds, 1),
-        "cpu_us_per_job": None,
+        "cpu_us_per_job": per_job(created, drained, jobs),
+        "create_cpu_us_per_job": per_job(began, created, jobs),
     }
-    if cpu is not None:
-        each = {name: spent / jobs * 1e6 for name, spent in cpu.items()}
-        each["total"] = sum(each.values())
-        report["cpu_us_per_job"] = {name: round(microseconds, 1) for name, microseconds in each.items()}
-    return report
 
 
-async def _drain(scene: Scene, jobs: int) -> tuple[float, dict[str, float] | None]:
-    """Make jobs, have them worked off; return the seconds that took and the CPU seconds by part."""
-    api = scene.api
-    before = await _completed(api)
-    await call(api, "PATCH", f"/job_queues?name=eq.{QUEUE}", {"paused": True})
+async def _create(scene: Scene, jobs: int) -> None:
+    """Make a backlog, and wait until the daemon has read the events that tell it so, one a job."""
+    await call(scene.api, "PATCH", f"/job_queues?name=eq.{QUEUE}", {"paused": True})
     for start in range(0, jobs, AT_ONCE):
-        some = [{"kind": KIND} for _ in range(min(AT_ONCE, jobs - start))]
-        await call(api, "POST", "/rpc/create_jobs", {"jobs": some})
-    worked = cpu_seconds(scene.stack.pid, scene.daemon.pid) if AVAILABLE else None
-    resumed = time.time()
+        some = [{"kind": KIND}] * min(AT_ONCE, jobs - start)
+        await call(scene.api, "POST", "/rpc/create_jobs", {"jobs": some})
+    busy = jobs / 1000 if not AVAILABLE else math.inf
+    while busy > 0.1 * CALM_SECONDS:
+        before = sum(_cpu(scene).values())
+        await asyncio.sleep(CALM_SECONDS)
+        busy = sum(_cpu(scene).values()) - before if AVAILABLE else busy - CALM_SECONDS
+
+
+async def _drain(scene: Scene, jobs: int) -> float:
+    """Have a backlog worked off; return the seconds from its queue's resumption to the last job's end."""
+    api, resumed = scene.api, time.time()
     await call(api, "PATCH", f"/job_queues?name=eq.{QUEUE}", {"paused": False})
     unfinished = f"/jobs?select=id&queue=eq.{QUEUE}&status=in.(pending,processing)&limit=1"
     deadline = time.monotonic() + LONGEST_SECONDS
@@ -112,17 +110,11 @@ async def _drain(scene: Scene, jobs: int) -> tuple[float, dict[str, float] | Non
         if time.monotonic() > deadline:
             raise BenchError(f"{jobs} jobs were not drained within {LONGEST_SECONDS:g} s")
         await asyncio.sleep(LOOK_SECONDS)
-    cpu = None
-    if worked is not None:
-        now = cpu_seconds(scene.stack.pid, scene.daemon.pid)
-        cpu = {name: now[name] - before_it for name, before_it in worked.items()}
-    if (done := await _completed(api) - before) != jobs:
-        raise BenchError(f"{done} of {jobs} jobs completed; the daemon's log says why the others did not")
+    if await call(api, "GET", f"/jobs?select=id&queue=eq.{QUEUE}&status=neq.completed&limit=1"):
+        raise BenchError("some jobs did not complete; the daemon's log says why")
     latest = f"/jobs?select=finished_at&queue=eq.{QUEUE}&order=finished_at.desc&limit=1"
-    finished = datetime.fromisoformat((await call(api, "GET", latest))[0]["finished_at"]).timestamp()
-    return finished - resumed, cpu
+    return datetime.fromisoformat((await call(api, "GET", latest))[0]["finished_at"]).timestamp() - resumed
 
 
-async def _completed(api: httpx.AsyncClient) -> int:
-    answer = await api.head(f"/jobs?queue=eq.{QUEUE}&status=eq.completed", headers={"Prefer": "count=exact"})
-    return int(answer.headers["content-range"].rpartition("/")[2])
+def _cpu(scene: Scene) -> dict[str, float]:
+    return cpu_seconds(scene.stack.pid, scene.daemon.pid)
