@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
 import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tenacity import (
@@ -27,14 +26,10 @@ from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
 from processor.job import Checkpoint, ItemOutcome, Job, NewChild, OnChildFailure, Outcome
 from processor.redact import redact
 from processor.refusal import refused
+from processor.transport import Transport
 
 SCHEMA_VERSION = 2
 """The version of ``sql/`` that this package speaks."""
-
-# every function takes milliseconds: whoever is silent for so long has lost the answer, and is asked again
-_TIMEOUT = httpx.Timeout(10, connect=5)
-# longer than the heartbeat's interval: the heartbeat keeps one connection warm for the next claim
-_LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=5, keepalive_expiry=60)
 
 log = structlog.get_logger("processor.rpc")
 
@@ -186,11 +181,11 @@ class Rpc:
         headers = {"apikey": api_key or key, "Accept": "application/json", "Content-Profile": "public"}
         if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
             headers["Authorization"] = f"Bearer {key}"
-        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=_LIMITS, http2=False)
+        self._transport = Transport(url, headers)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def register_worker(self, worker: dict[str, Any]) -> Registration:
         """Announce this worker and its kinds; also after the server has forgotten it."""
@@ -323,17 +318,11 @@ class Rpc:
 
     async def _once(self, function: str, arguments: dict[str, Any]) -> Any:
         self.calls[function] += 1
+        answer = await self._transport.post(f"/rest/v1/rpc/{function}", arguments)
+        if not answer.is_success:
+            refused(self.url, function, answer)
         try:
-            response = await self._http.post(f"{self.url}/rest/v1/rpc/{function}", json=arguments)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            text = str(error) or type(error).__name__
-            raise ApiUnreachable(
-                f"No answer from {self.url}: {text}", hint="Check SUPABASE_URL and the network."
-            ) from error
-        if not response.is_success:
-            refused(self.url, function, response)
-        try:
-            return json.loads(response.content, parse_int=_integer) if response.content else None
+            return json.loads(answer.body, parse_int=_integer) if answer.body else None
         except ValueError as error:  # a proxy that wants somebody to log in, or the like
             raise ApiUnreachable(
                 f"Something at {self.url} answered {function} with other than JSON: {error}",
