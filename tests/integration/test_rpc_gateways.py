@@ -1,6 +1,7 @@
 """What the worker's API client makes of answers that come from before PostgREST."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -148,9 +149,12 @@ async def test_a_silent_peer_is_given_up_whether_it_takes_the_request_or_not(
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await (reader.read() if reads else gone.wait())
-        writer.close()
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
 
-    gone = asyncio.Event()
+    gone, ended = asyncio.Event(), asyncio.Event()
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     rpc = Rpc(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "sb_secret_abc", patience=0)
     with pytest.raises(ApiUnreachable, match="No answer from"):
@@ -158,6 +162,7 @@ async def test_a_silent_peer_is_given_up_whether_it_takes_the_request_or_not(
         await rpc.append_job_logs(uuid4(), [{"message": "x" * 20_000_000}])
     await rpc.aclose()
     gone.set()
+    await ended.wait()
     server.close()
     await server.wait_closed()
 
@@ -172,6 +177,7 @@ async def test_a_connection_that_was_closed_meanwhile_costs_nothing_but_another(
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
         answered += 1
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_server(once, "127.0.0.1", 0)
     rpc = Rpc(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "sb_secret_abc")
