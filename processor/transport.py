@@ -48,12 +48,12 @@ class Transport:
     """Connections to one project, made when they are first needed.
 
     :param url: the project's
-    :param headers: sent with every request
+    :param headers: sent with every request from now on; they may be changed
     """
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self.url = url
-        self._headers = headers | {"Content-Type": "application/json"}
+        self.headers = headers | {"Content-Type": "application/json"}
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, path: str, body: Any) -> Answer:
@@ -72,6 +72,7 @@ class Transport:
                 response = await self._session.post(
                     self.url + path,
                     data=data if len(data) <= _AT_ONCE else BytesIO(data),
+                    headers=self.headers,
                     allow_redirects=False,
                 )
                 patience.reschedule(None)  # from here on it is silence that counts, not length
@@ -98,7 +99,6 @@ class Transport:
         )
         return aiohttp.ClientSession(
             connector=connector,
-            headers=self._headers,
             timeout=_TIMEOUT,
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=_proxy(self.url),

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import structlog
 import typer
+import uvloop
 
 from processor import config, log
 from processor.app import Processor
@@ -34,7 +35,8 @@ def run(
         settings = config.load(queues=tuple(queue) if queue else None, slots=slots)
         log.set_up(settings.log_level, settings.log_format, settings.secrets)
         app = load_app(target)
-        code = asyncio.run(_run(app, settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_run(app, settings))
     except (ConfigError, UsageError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
