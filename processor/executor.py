@@ -134,11 +134,12 @@ class Executor:
         task = asyncio.create_task(
             self._call(run, handler, context, brief), name=f"handler:{run.job.kind}:{run.job.id}"
         )
-        stop = asyncio.create_task(run.until_stopped(), name=f"stop:{run.job.id}")
         try:
             if handler.sort is Sort.PROCESS:
-                await self._until_begun(run, {task, stop})
-            await asyncio.wait({task, stop}, timeout=brief.timeout, return_when=asyncio.FIRST_COMPLETED)
+                await self._until_begun(run, {task, run.stopped})
+            await asyncio.wait(
+                {task, run.stopped}, timeout=brief.timeout, return_when=asyncio.FIRST_COMPLETED
+            )
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
@@ -146,7 +147,6 @@ class Executor:
                 killing = KILL_SECONDS if handler.sort is Sort.PROCESS else 0
                 await asyncio.wait({task}, timeout=self._settings.cancel_grace_seconds + killing)
         finally:
-            stop.cancel()
             task.cancel()
         if not task.done():
             self._abandon(run, task)
@@ -164,7 +164,7 @@ class Executor:
             run.log.warning("job.clean_up_failed", exc_info=error)
         return self._stopped(run, handler)
 
-    async def _until_begun(self, run: Run, others: set[asyncio.Task[Any]]) -> None:
+    async def _until_begun(self, run: Run, others: set[asyncio.Future[Any]]) -> None:
         """Wait until the handler has its process: only then does its time run."""
         begun = asyncio.create_task(run.begun.wait(), name=f"begun:{run.job.id}")
         try:

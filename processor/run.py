@@ -40,7 +40,8 @@ class Run:
         """The handler, if it could not be stopped and was left to itself."""
         self.begun = asyncio.Event()
         """A handler that has to wait for a process has been called in one."""
-        self._stop = asyncio.Event()
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when somebody wants the handler to stop."""
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
     def stop(self, reason: Stop) -> None:
@@ -49,16 +50,13 @@ class Run:
             return
         if self.stopped_for is None or reason is Stop.LOST:
             self.stopped_for = reason
-        self._stop.set()
+        if not self.stopped.done():
+            self.stopped.set_result(None)
 
     def note_delay(self, failure: Failure) -> None:
         """Remember how long a failed item wants to wait before it is tried again."""
         if failure.retryable and failure.delay is not None:
             self.items_delay = max(failure.delay, self.items_delay or 0.0)
-
-    async def until_stopped(self) -> None:
-        """Wait until somebody wants the handler to stop."""
-        await self._stop.wait()
 
 
 def run_ms(run: Run) -> float:
