@@ -27,7 +27,7 @@ from processor.errors import (
 from processor.job import Checkpoint, ItemOutcome, NewChild, OnChildFailure, Outcome
 from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
 
-_BATCH = 100
+_BATCH = 250
 _LONGEST_PAUSE = 5.0
 _WAIT = (ApiUnreachable, AuthFailed, SchemaMissing, SchemaMismatch, WorkerUnknown)
 """Refusals that say nothing about an outcome, which therefore waits; heartbeats register again."""
