@@ -16,10 +16,11 @@ import structlog
 from processor import __version__, dump, signals
 from processor import log as logs
 from processor.app import Processor
+from processor.assignment import assign
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.credential import Credential
-from processor.errors import ApiError, ConfigError
+from processor.errors import ApiError
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
@@ -61,17 +62,10 @@ class Daemon:
         self, app: Processor, settings: Settings, *, reread: Callable[[], Settings] | None = None
     ) -> None:
         self.id = uuid4()
-        self._app = app
         self._settings = settings
-        self._queues = settings.queues or tuple(sorted({h.queue for h in app.handlers.values()}))
-        self._kinds = [h for h in app.handlers.values() if h.queue in self._queues]
-        kinds = {handler.kind for handler in self._kinds}
-        self._planned = [s for s in app.schedules.values() if s.kind in kinds]
-        if idle := _without_handler(app, self._queues):
-            raise ConfigError(_nothing_to_do(app, idle))
+        self._work = assign(app, settings.queues)
         self._credential = Credential(self._read_key)
         key = self._credential.token
-        needed = app.resources_of(kinds)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
@@ -81,7 +75,7 @@ class Daemon:
             self._on_wake,
             self._on_worker_row,
             api_key=settings.api_key,
-            queues=self._queues,
+            queues=self._work.queues,
             transport=settings.feed,
             timings=FeedTimings(
                 poll_interval=settings.poll_seconds,
@@ -93,7 +87,7 @@ class Daemon:
         for follow in (_hide, self.rpc.set_key, self._client.set_key, self._feed.set_key):
             self._credential.on_change(follow)
         self._worker = Worker(
-            self.rpc, self.id, queues=self._queues, slots=settings.slots, on_unknown=self._register
+            self.rpc, self.id, queues=self._work.queues, slots=settings.slots, on_unknown=self._register
         )
         spool = None
         if settings.spool_dir is not None:
@@ -107,7 +101,8 @@ class Daemon:
         hold = Hold()
         self._background = Background()
         self._resources = Resources(
-            needed, lambda name, error: self._background.mourn(f"resource {name}", error)
+            app.resources_of(self._work.kinds),
+            lambda name, error: self._background.mourn(f"resource {name}", error),
         )
         shared = self._resources.values
         self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold, shared)
@@ -199,8 +194,8 @@ class Daemon:
             worker_id=str(self.id),
             name=self._settings.name,
             url=self._settings.url,
-            queues=list(self._queues),
-            kinds=[handler.kind for handler in self._kinds],
+            queues=list(self._work.queues),
+            kinds=[handler.kind for handler in self._work.handlers],
             slots=self._settings.slots,
             version=__version__,
         )
@@ -318,13 +313,13 @@ class Daemon:
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "version": __version__,
-                "queues": list(self._queues),
+                "queues": list(self._work.queues),
                 "slots": self._settings.slots,
                 "lease_seconds": self._settings.lease_seconds,
                 "feed": self._feed.mode,
                 "transport": self._settings.feed,
-                "kinds": [handler.declaration() for handler in self._kinds],
-                "schedules": [schedule.declaration() for schedule in self._planned],
+                "kinds": [handler.declaration() for handler in self._work.handlers],
+                "schedules": [schedule.declaration() for schedule in self._work.schedules],
             }
         )
         self._registered = True
@@ -391,19 +386,6 @@ class Daemon:
             "slots": self._worker.blocked,
             "accepting": "it is stopping" if self._draining or self._stop.is_set() else None,
         }
-
-
-def _without_handler(app: Processor, queues: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the queues that no handler works on; all of nothing is nothing, so an empty app has one too."""
-    served = {handler.queue for handler in app.handlers.values()}
-    return tuple(queue for queue in queues or ("default",) if queue not in served)
-
-
-def _nothing_to_do(app: Processor, queues: tuple[str, ...]) -> str:
-    if not app.handlers:
-        return 'The Processor has no handlers. Declare one with @app.job("name").'
-    have = ", ".join(sorted({handler.queue for handler in app.handlers.values()}))
-    return f"PROCESSOR_QUEUES: no handler works on {', '.join(queues)}. The handlers' queues: {have}."
 
 
 def _hide(key: str) -> None:

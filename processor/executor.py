@@ -139,9 +139,8 @@ class Executor:
         task = asyncio.create_task(
             self._call(run, handler, context, brief), name=f"handler:{run.job.kind}:{run.job.id}"
         )
-        stop = asyncio.create_task(run.until_stopped(), name=f"stop:{run.job.id}")
         try:
-            await _until_over(run, {task, stop}, brief.timeout)
+            await _until_over(run, {task, run.stopped}, brief.timeout)
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
@@ -149,7 +148,6 @@ class Executor:
                 killing = KILL_SECONDS if handler.sort is Sort.PROCESS else 0
                 await asyncio.wait({task}, timeout=self._settings.cancel_grace_seconds + killing)
         finally:
-            stop.cancel()
             task.cancel()
         if not task.done():
             self._abandon(run, task)

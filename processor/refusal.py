@@ -1,20 +1,24 @@
 """What the API's refusals mean: an HTTP status and a body → an error of :mod:`processor.errors`."""
 
-from typing import NoReturn
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NoReturn
 
-import httpx
 from postgrest.exceptions import APIError
 
 from processor.errors import SQLSTATES, ApiError, ApiUnreachable, AuthFailed, SchemaMissing
+
+if TYPE_CHECKING:
+    from processor.transport import Answer
 
 # the database or a proxy before it is away for the moment; 57014 is a statement that took too long
 _AWAY = ("PGRST000", "PGRST001", "PGRST002", "PGRST003", "408", "425", "429")
 _TRANSIENT = ("08", "40", "53", "55", "57P", "57014", "58", "XX")
 
 
-def refused(url: str, function: str, response: httpx.Response) -> NoReturn:
-    """Raise what it means that ``function`` was answered with this ``response``, which is no success."""
-    error = _problem(response)
+def refused(url: str, function: str, answer: "Answer") -> NoReturn:
+    """Raise what it means that ``function`` was answered with this ``answer``, which is no success."""
+    error = _problem(answer)
     code = error.code or ""
     message = error.message or "the API gave no reason"
     detail = str(error.details) if error.details and code.startswith(("JQ", "PT")) else None
@@ -35,7 +39,7 @@ def refused(url: str, function: str, response: httpx.Response) -> NoReturn:
             "or paste the output of `processor schema print` into the SQL editor.",
         ) from error
     status = int(code) if len(code) == 3 and code.isdecimal() else 0
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR or is_transient(code):
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or is_transient(code):
         raise ApiUnreachable(
             f"{url} cannot serve requests now: {message}", code=code, hint="Is its database running?"
         ) from error
@@ -53,14 +57,14 @@ def is_transient(code: str) -> bool:
     return code in _AWAY or (not status and code.startswith(_TRANSIENT))
 
 
-def _problem(response: httpx.Response) -> APIError:
+def _problem(answer: "Answer") -> APIError:
     """Read PostgREST's error, or what something before it says: the HTTP status is the code then."""
     try:
-        body = response.json()
-    except ValueError:
+        body = json.loads(answer.body)
+    except (ValueError, RecursionError):
         body = None
     body = body if isinstance(body, dict) else {}
     if isinstance(body.get("code"), str):
         return APIError(body)
     message = body.get("message") or body.get("msg") or body.get("error")
-    return APIError({"message": str(message or response.reason_phrase), "code": str(response.status_code)})
+    return APIError({"message": str(message or answer.reason), "code": str(answer.status)})

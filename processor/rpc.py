@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
 import structlog
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tenacity import (
@@ -27,14 +26,10 @@ from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
 from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome, Step
 from processor.redact import redact
 from processor.refusal import refused
+from processor.transport import Transport
 
 SCHEMA_VERSION = 2
 """The version of ``sql/`` that this package speaks."""
-
-# every function takes milliseconds: whoever is silent for so long has lost the answer, and is asked again
-_TIMEOUT = httpx.Timeout(10, connect=5)
-# longer than the heartbeat's interval: the heartbeat keeps one connection warm for the next claim
-_LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=5, keepalive_expiry=60)
 
 log = structlog.get_logger("processor.rpc")
 
@@ -185,19 +180,18 @@ class Rpc:
         self._patience = patience
         self._api_key = api_key if api_key != key else None
         # a project may expose another schema first
-        headers = {"Accept": "application/json", "Content-Profile": "public"}
-        self._http = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=_LIMITS, http2=False)
+        self._transport = Transport(url, {"Accept": "application/json", "Content-Profile": "public"})
         self.set_key(key)
 
     def set_key(self, key: str) -> None:
         """Show another key from the next request on."""
-        self._http.headers["apikey"] = self._api_key or key
+        self._transport.headers["apikey"] = self._api_key or key
         if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
-            self._http.headers["Authorization"] = f"Bearer {key}"
+            self._transport.headers["Authorization"] = f"Bearer {key}"
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def check_installation(self) -> Any:
         """Ask the project what it knows of itself; the doctor reads the answer."""
@@ -334,17 +328,11 @@ class Rpc:
 
     async def _once(self, function: str, arguments: dict[str, Any]) -> Any:
         self.calls[function] += 1
+        answer = await self._transport.post(f"/rest/v1/rpc/{function}", arguments)
+        if not answer.is_success:
+            refused(self.url, function, answer)
         try:
-            response = await self._http.post(f"{self.url}/rest/v1/rpc/{function}", json=arguments)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            text = str(error) or type(error).__name__
-            raise ApiUnreachable(
-                f"No answer from {self.url}: {text}", hint="Check SUPABASE_URL and the network."
-            ) from error
-        if not response.is_success:
-            refused(self.url, function, response)
-        try:
-            return json.loads(response.content, parse_int=_integer) if response.content else None
+            return json.loads(answer.body, parse_int=_integer) if answer.body else None
         except ValueError as error:  # a proxy that wants somebody to log in, or the like
             raise ApiUnreachable(
                 f"Something at {self.url} answered {function} with other than JSON: {error}",

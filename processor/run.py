@@ -41,7 +41,8 @@ class Run:
         self.called_at: float | None = self.began
         """When the time of the handler began to run; None while it waits for a process."""
         self._called = asyncio.Event()
-        self._stop = asyncio.Event()
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when somebody wants the handler to stop."""
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
     def stop(self, reason: Stop) -> None:
@@ -50,7 +51,8 @@ class Run:
             return
         if self.stopped_for is None or reason is Stop.LOST:
             self.stopped_for = reason
-        self._stop.set()
+        if not self.stopped.done():
+            self.stopped.set_result(None)
 
     def note_delay(self, failure: Failure) -> None:
         """Remember how long a failed item wants to wait before it is tried again."""
@@ -71,10 +73,6 @@ class Run:
     async def until_called(self) -> None:
         """Wait until a process has been found for the handler, and has called it."""
         await self._called.wait()
-
-    async def until_stopped(self) -> None:
-        """Wait until somebody wants the handler to stop."""
-        await self._stop.wait()
 
 
 def run_ms(run: Run) -> float:

@@ -28,7 +28,7 @@ from processor.keep import Entry, Keeper, Pile
 from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
 from processor.spool import Depth, Spool
 
-_BATCH = 100
+_BATCH = 250
 _LONGEST_PAUSE = 5.0
 _WAIT = (ApiUnreachable, AuthFailed, SchemaMissing, SchemaMismatch, WorkerUnknown)
 """Refusals that say nothing about an outcome, which therefore waits; heartbeats register again."""

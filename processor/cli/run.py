@@ -11,6 +11,7 @@ from typing import Annotated
 
 import structlog
 import typer
+import uvloop
 
 from processor import config, log
 from processor.app import Processor
@@ -40,7 +41,8 @@ def run(
         for warning in settings.warnings:
             structlog.get_logger("processor.cli").warning("config.warning", warning=warning)
         app = load_app(target)
-        code = asyncio.run(_run(Daemon(app, settings, reread=read)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_run(Daemon(app, settings, reread=read)))
     except (ConfigError, UsageError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

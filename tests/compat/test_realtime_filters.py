@@ -146,3 +146,28 @@ async def test_a_filter_that_no_longer_fits_the_table_matches_nothing_and_harms_
     await admin.execute(f"insert into {name} values (1, 1)")
     assert (await healthy.change())["record"] == {"id": 1, "s": 1}
     assert broken.changes.empty()
+
+
+async def test_who_comes_while_others_want_nothing_of_a_flood_misses_nothing(stack, listen, table, admin):
+    name = await table("id int primary key, s text")
+    await listen().on(name, "*", filter="s=eq.nobody").join()
+    stop = asyncio.Event()
+
+    async def flood() -> None:
+        number = 1_000_000
+        while not stop.is_set():
+            number += 1
+            await admin.execute(f"insert into {name} values ({number}, 'other')")
+
+    flooding = asyncio.create_task(flood())
+    other = await asyncpg.connect(stack.db_url)
+    try:
+        for number in range(10):
+            heard = await listen().on(name, "INSERT", filter=f"id=eq.{number}").join()
+            await other.execute(f"insert into {name} values ({number}, 'other')")
+            assert (await heard.change())["record"] == {"id": number, "s": "other"}
+            await heard.client.close()
+    finally:
+        stop.set()
+        await flooding
+        await other.close()

@@ -1,7 +1,9 @@
 """What the worker's API client makes of answers that come from before PostgREST."""
 
 import asyncio
+import contextlib
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,13 +12,15 @@ from uuid import uuid4
 
 import pytest
 import uvicorn
+from aiohttp import ClientTimeout
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from processor import transport
 from processor.clients import ApplicationClient
-from processor.errors import ApiError, ApiUnreachable, AuthFailed
+from processor.errors import ApiError, ApiUnreachable, AuthFailed, ConfigError
 from processor.rpc import Rpc
 
 
@@ -26,18 +30,19 @@ class Gateway:
 
     status: int
     body: str
+    extra: dict[str, str] = field(default_factory=dict)
     url: str = ""
     headers: list[dict[str, str]] = field(default_factory=list)
 
     async def answer(self, request: Request) -> Response:
         self.headers.append(dict(request.headers))
-        return Response(self.body, self.status, media_type="application/json")
+        return Response(self.body, self.status, self.extra, "application/json")
 
 
 @asynccontextmanager
-async def gateway(status: int, body: object) -> AsyncIterator[Gateway]:
+async def gateway(status: int, body: object, headers: dict[str, str] | None = None) -> AsyncIterator[Gateway]:
     """Serve one on a free port of loopback."""
-    made = Gateway(status, body if isinstance(body, str) else json.dumps(body))
+    made = Gateway(status, body if isinstance(body, str) else json.dumps(body), headers or {})
     app = Starlette(routes=[Route("/{path:path}", made.answer, methods=["GET", "POST"])])
     listener = socket.create_server(("127.0.0.1", 0))
     made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -103,3 +108,82 @@ async def test_the_handlers_client_opens_the_gateway_with_the_public_key() -> No
         await client.aclose()
     assert before.headers[0]["apikey"] == "sb_publishable_abc"
     assert before.headers[0]["authorization"] == "Bearer e30.e30.x"
+
+
+async def test_the_key_follows_no_redirect() -> None:
+    async with gateway(200, {}) as elsewhere, gateway(302, "", {"Location": elsewhere.url}) as before:
+        rpc = Rpc(before.url, "sb_secret_abc", patience=0)
+        with pytest.raises(ApiError):
+            await rpc.deregister_worker(uuid4())
+        await rpc.aclose()
+    assert elsewhere.headers == []
+
+
+async def test_calls_go_through_the_proxy_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(200, {}) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "localhost")
+        rpc = Rpc("http://project.example", "sb_secret_abc", patience=0)
+        await rpc.deregister_worker(uuid4())
+        await rpc.aclose()
+        direct = Rpc("http://localhost:1", "sb_secret_abc", patience=0)
+        with pytest.raises(ApiUnreachable):
+            await direct.deregister_worker(uuid4())
+        await direct.aclose()
+    assert [seen["host"] for seen in proxy.headers] == ["project.example"]
+
+
+async def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    rpc = Rpc("http://project.example", "sb_secret_abc", patience=0)
+    with pytest.raises(ConfigError, match="HTTP_PROXY: 'socks5://127"):
+        await rpc.deregister_worker(uuid4())
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_silent_peer_is_given_up_whether_it_takes_the_request_or_not(
+    monkeypatch: pytest.MonkeyPatch, *, reads: bool
+) -> None:
+    monkeypatch.setattr(transport, "_TIMEOUT", ClientTimeout(sock_connect=5, sock_read=0.5 if reads else 60))
+    monkeypatch.setattr(transport, "_ANSWER_SECONDS", 60 if reads else 0.5)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (reader.read() if reads else gone.wait())
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
+
+    gone, ended = asyncio.Event(), asyncio.Event()
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    rpc = Rpc(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "sb_secret_abc", patience=0)
+    with pytest.raises(ApiUnreachable, match="No answer from"):
+        # more than the buffers of two sockets and a reader hold
+        await rpc.append_job_logs(uuid4(), [{"message": "x" * 20_000_000}])
+    await rpc.aclose()
+    gone.set()
+    await ended.wait()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_connection_that_was_closed_meanwhile_costs_nothing_but_another() -> None:
+    answered = 0
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(re.search(rb"content-length: (\d+)", head.lower())[1]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        answered += 1
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    rpc = Rpc(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "sb_secret_abc")
+    for _ in range(3):
+        await rpc.deregister_worker(uuid4())
+    assert answered == 3
+    await rpc.aclose()
+    server.close()
+    await server.wait_closed()

@@ -1,6 +1,10 @@
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
+from typing import Literal
+from unittest.mock import ANY
 
 import pytest
 import structlog
@@ -100,3 +104,40 @@ def test_an_exception_that_cannot_be_written_is_named(capsys: pytest.CaptureFixt
         __notes__ = property(lambda _self: 1 / 0)
 
     assert "BrokenError" in format_traceback((BrokenError, BrokenError(), None))
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_field_that_cannot_be_shown_costs_the_fields_and_not_the_job(
+    capsys: pytest.CaptureFixture[str], style: Literal["json", "console"]
+) -> None:
+    set_up("info", style)
+    structlog.get_logger("test").info("a.b", field=Unshowable())
+    lost = "the fields cannot be shown: RuntimeError"
+    assert json.loads(capsys.readouterr().err) == {
+        "event": "a.b", "level": "info", "timestamp": ANY, "log_error": lost
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", [BrokenPipeError(), OSError(28, "No space left"), ValueError("closed")])
+def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    problems: list[Exception] = [problem]
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            if problems:
+                raise problems.pop()
+            return super().write(text)
+
+    file = Full()
+    monkeypatch.setattr(sys, "stderr", file)
+    set_up("info", "json")
+    structlog.get_logger("test").info("first")
+    structlog.get_logger("test").info("second")
+    assert [json.loads(line)["event"] for line in file.getvalue().splitlines()] == ["second"]

@@ -13,6 +13,7 @@ from processor.local.realtime.pgoutput import (
     Relation,
     Unchanged,
     decode,
+    peek,
 )
 
 
@@ -105,3 +106,23 @@ def test_messages_without_rows_are_passed_over(kind):
 def test_a_broken_message_is_an_error_that_names_its_kind(broken):
     with pytest.raises(PgOutputError, match="kind"):
         decode(broken)
+
+
+@pytest.mark.parametrize("kind", [b"I", b"U"])
+@pytest.mark.parametrize(
+    "values", [("1", "pending", None), (None, "", "ünï"), (Unchanged.TOAST, "x", Unchanged.TOAST)]
+)
+def test_a_peek_shows_the_first_columns_as_decoding_does(kind, values):
+    data = kind + struct.pack("!I", 7) + b"N" + row(*values)
+    for columns in range(len(values) + 1):
+        assert peek(data, columns) == decode(data).new[:columns]
+
+
+def test_a_peek_does_not_guess():
+    new = b"N" + row("2", "x")
+    assert (
+        peek(b"U" + struct.pack("!I", 7) + b"K" + row("1", None) + new, 1) is None
+    )  # the old key comes first
+    whole = b"I" + struct.pack("!I", 7) + new
+    for length in range(6, len(whole) - 1):
+        assert peek(whole[:length], 3) is None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -17,50 +16,18 @@ from processor.local.realtime.bindings import Binding, SubscriptionError, check_
 from processor.local.realtime.documents import Writer, error_document
 from processor.local.realtime.filters import Filter, FilterError
 from processor.local.realtime.pgoutput import Begin, Change, Relation, decode
+from processor.local.realtime.sieve import Sieve
 from processor.local.realtime.stream import Stream, StreamError
-from processor.local.realtime.tables import Access, Catalogue, Table, refusal
+from processor.local.realtime.subscriptions import Delivery, Subscriber, Subscription
+from processor.local.realtime.tables import Catalogue, Table, refusal
 from processor.local.realtime.tokens import Bearer
 from processor.local.realtime.topics import Topics
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
+EVENTS = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
 
 log = logging.getLogger(__name__)
-
-
-class Subscriber(Protocol):
-    """A channel, as changes see it."""
-
-    def push_change(self, ids: Sequence[int], document: str) -> None:
-        """Send a change to the bindings with these ids."""
-
-    async def drain(self) -> None:
-        """Wait until little is left to send."""
-
-    def system(self, extension: str, status: str, message: str) -> None:
-        """Send a system message."""
-
-    def restart(self) -> None:
-        """Close the socket, so that the client comes again and looks at what it missed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """A binding of a channel, with the role and claims of its token."""
-
-    subscriber: Subscriber
-    binding: Binding
-    role: str
-    claims: str
-
-
-@dataclass(slots=True)
-class Delivery:
-    """One change on its way to one subscription."""
-
-    subscription: Subscription
-    access: Access
-    error: str | None = None
 
 
 Group: TypeAlias = tuple[Table, str, str]
@@ -83,6 +50,7 @@ class Changes:
         self._live = asyncio.Event()
         self._subscriptions: dict[Subscriber, list[Subscription]] = {}
         self._by_relation: dict[int, list[Subscription]] = {}
+        self._sieves: dict[tuple[int, str], Sieve] = {}
         self._relations: dict[int, Relation] = {}
         self._transaction = Begin(0, datetime.now(UTC))
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +108,7 @@ class Changes:
         while not self._live.is_set():
             await self._live.wait()
         self._subscriptions[subscriber] = [Subscription(subscriber, each, role, claims) for each in bindings]
-        self._by_relation.clear()
+        self._forget()
 
     async def until_live(self) -> None:
         """Wait until the WAL is read: whatever commits after that is told."""
@@ -149,7 +117,7 @@ class Changes:
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Serve this subscriber no longer; harmless if it is unknown."""
         if self._subscriptions.pop(subscriber, None) is not None:
-            self._by_relation.clear()
+            self._forget()
 
     async def _check(self, binding: Binding, role: str) -> None:
         catalogue = self._known_catalogue()
@@ -204,29 +172,31 @@ class Changes:
         catalogue, admin = self._known_catalogue(), self._admin
         catalogue.forget()
         self._relations.clear()
-        self._by_relation.clear()
+        self._forget()
         if admin is not None:
             await publications.ensure(admin)
         return await Stream.open(self._dsn, publications.CHANGES, publications.MESSAGES)
+
+    def _forget(self) -> None:
+        """Look anew for who wants what."""
+        self._by_relation.clear()
+        self._sieves.clear()
 
     def _interrupt(self) -> None:
         """Between two streams changes go unseen, so nobody may believe to be subscribed."""
         self._live.clear()
         subscribers, self._subscriptions = list(self._subscriptions), {}
-        self._by_relation.clear()
+        self._forget()
         for subscriber in subscribers:
             subscriber.restart()
         for member in self._topics.private_members():
             member.restart()  # twice is once
 
-    def _is_for_somebody(self, relation_oid: int) -> bool:
-        return bool(self._wanted(relation_oid)) or messages.is_messages(self._relations[relation_oid])
-
     async def _deliver(self, stream: Iterable[bytes]) -> None:
         pending: list[tuple[Relation, Change, Begin]] = []
         for data in stream:
             # rows that nobody asked for are most of the WAL: do not even decode them
-            if data[:1] in b"IUD" and not self._is_for_somebody(int.from_bytes(data[1:5], "big")):
+            if data[:1] in EVENTS and not await self._may_be_wanted(data):
                 continue
             message = decode(data)
             if isinstance(message, Change):
@@ -237,9 +207,32 @@ class Changes:
                 await self._publish(pending)  # with the shape that they had
                 pending = []
                 self._relations[message.oid] = message
-                self._by_relation.pop(message.oid, None)
+                self._forget()
                 self._known_catalogue().forget(message.oid)
         await self._publish(pending)
+
+    async def _may_be_wanted(self, data: bytes) -> bool:
+        oid, event = int.from_bytes(data[1:5], "big"), EVENTS[data[:1]]
+        if messages.is_messages(self._relations[oid]):
+            return True
+        wanted = self._wanted(oid)
+        if not wanted or event == "DELETE":
+            return bool(wanted)
+        sieve = self._sieves.get((oid, event))
+        if sieve is not None and sieve.expired:
+            sieve = None
+        while sieve is None:
+            relation, wanted = self._relations[oid], self._wanted(oid)
+            table = await self._table(relation)
+            if table is None:
+                return False
+            asking = [each for each in wanted if each.binding.event in ("*", event)]
+            sieve = await Sieve.make(self._known_catalogue(), relation, table, asking)
+            if self._by_relation.get(oid) is wanted:
+                self._sieves[oid, event] = sieve
+            else:  # somebody came or went meanwhile
+                sieve = None
+        return sieve.passes(data)
 
     def _wanted(self, relation_oid: int) -> list[Subscription]:
         found = self._by_relation.get(relation_oid)
@@ -255,10 +248,11 @@ class Changes:
         return found
 
     async def _publish(self, pending: Sequence[tuple[Relation, Change, Begin]]) -> None:
+        if not pending:
+            return
         prepared: list[tuple[Relation, Change, datetime, Writer, list[Delivery]]] = []
         asked: dict[Group, list[tuple[Writer, Delivery]]] = {}
-        if pending:
-            await self._until_visible({transaction.xid for _, _, transaction in pending})
+        await self._until_visible({transaction.xid for _, _, transaction in pending})
         for relation, change, transaction in pending:
             if messages.is_messages(relation):
                 messages.send(self._topics, relation, change)

@@ -93,6 +93,27 @@ def decode(data: bytes) -> Begin | Commit | Relation | Change | None:
         raise PgOutputError(f"cannot decode a pgoutput message of kind {data[:1]!r}: {error}") from error
 
 
+def peek(data: bytes, columns: int) -> Row | None:
+    """Return the first columns of an insert's or update's new row; None if they are not easily found."""
+    if data[5:6] != b"N":
+        return None  # the old row comes first
+    values: list[Value] = []
+    at = 8
+    try:
+        for _ in range(columns):
+            kind = data[at]
+            if kind == 0x74:
+                end = at + 5 + _int32(data, at + 1)[0]
+                values.append(data[at + 5 : end].decode())
+                at = end
+            else:
+                values.append(None if kind == 0x6E else Unchanged.TOAST)
+                at += 1
+    except (struct.error, IndexError, ValueError):
+        return None  # decode() says what is wrong with it
+    return tuple(values)
+
+
 def _decode(data: bytes) -> Begin | Commit | Relation | Change | None:
     kind = data[0:1]
     if kind == b"I":
