@@ -177,8 +177,7 @@ async def test_what_was_done_is_offered_after_the_lease_has_ended_too(island: Is
         for job_id in (done, running):
             await daemon.event("job.started", job_id=job_id)
         island.take_the_api_away()
-        await daemon.event("lease.fenced")
-        await daemon.event("job.log", job_id=running, message="stopped")
+        await daemon.event("lease.fenced", running=2)
         await island.keeps(done)
         await island.proxy.heal()
         assert (await island.becomes(done, "completed"))["attempt"] == 1
