@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
-import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +23,7 @@ from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
-from processor.redact import redact, remember
+from processor.redact import remember
 from processor.reload import Reloader
 from processor.replay import Replay
 from processor.report import Reporter
@@ -353,23 +350,8 @@ class Daemon:
 
     def dump(self) -> None:
         """Log what runs and what everything waits for; may be called from any thread, whatever else hangs."""
-        now = time.monotonic()
-        found = {
-            "worker": {"id": str(self.id), "version": __version__, "paused": list(self._worker.pauses)},
-            "feed": asdict(self._feed.status),
-            "waiting": {**self._settler.waiting, "log_lines": self._reporter.waiting},
-            "jobs": [
-                {"name": run.job.kind, "id": str(run.job.id), "for_s": round(now - run.began, 1)}
-                | ({"stopped_for": run.stopped_for} if run.stopped_for else {})
-                for run in (*self._worker.runs, *self._worker.strays)
-            ],
-            "tasks": dump.tasks(self._loop),
-            "threads": dump.threads(),
-        }
-        if logs.for_people(self._settings.log_format):
-            sys.stderr.write(f"{redact(dump.text(found))}\n")
-        else:
-            log.warning("daemon.dump", **found)
+        people = logs.for_people(self._settings.log_format)
+        dump.show(self._loop, self._worker, self._feed, self._settler, self._reporter, people=people)
 
     def _healthy(self) -> Mapping[str, str | None]:
         dead = ", ".join(self._background.dead)

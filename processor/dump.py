@@ -3,14 +3,55 @@
 import asyncio
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
+import structlog
+
+from processor.feed import Feed
+from processor.redact import redact
+from processor.report import Reporter
+from processor.settle import Settler
+from processor.worker import Worker
+
 _DEEPEST = 12
 """Frames shown of one stack: the last ones say what it waits for."""
+
+log = structlog.get_logger("processor.dump")
+
+
+def show(
+    loop: asyncio.AbstractEventLoop,
+    worker: Worker,
+    feed: Feed,
+    settler: Settler,
+    reporter: Reporter,
+    *,
+    people: bool,
+) -> None:
+    """Log what the parts of a daemon are doing: as lines for people, or as one event; from any thread."""
+    now = time.monotonic()
+    found = {
+        "paused": list(worker.pauses),
+        "feed": asdict(feed.status),
+        "waiting": {**settler.waiting, "log_lines": reporter.waiting},
+        "jobs": [
+            {"name": run.job.kind, "id": str(run.job.id), "for_s": round(now - run.began, 1)}
+            | ({"stopped_for": run.stopped_for} if run.stopped_for else {})
+            for run in (*worker.runs, *worker.strays)
+        ],
+        "tasks": tasks(loop),
+        "threads": threads(),
+    }
+    if people:
+        sys.stderr.write(f"{redact(text(found))}\n")
+    else:
+        log.warning("daemon.dump", **found)
 
 
 def tasks(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
@@ -38,7 +79,7 @@ def text(dump: Mapping[str, Any]) -> str:
     """Return a dump as lines for people."""
     lines: list[str] = []
     for title, part in dump.items():
-        if not isinstance(part, list):
+        if not part or not isinstance(part, list) or not isinstance(part[0], Mapping):
             lines.append(f"{title}: {_flat(part)}")
             continue
         lines.append(f"{title}: {len(part)}")

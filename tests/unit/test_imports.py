@@ -52,7 +52,7 @@ ARROWS = {
     "worker": {"errors", "executor", "rpc", "run"},
     "lease": {"errors", "hold", "rpc", "run", "worker"},
     "signals": set(),
-    "dump": set(),
+    "dump": {"feed", "redact", "report", "settle", "worker"},
     "reload": {"config", "errors"},
     "feed": {"errors"},
     "web": {"errors"},
