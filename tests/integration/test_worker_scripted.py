@@ -247,7 +247,9 @@ async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_fin
     settler = make_settler(rpc)
     settings = Settings(url=api.url, key="e30.e30.x")
     client = ApplicationClient(api.url, "e30.e30.x")
-    executor = Executor(app, settings, settler, make_reporter(rpc), client)
+    hold = Hold()
+    hold.extend(clock() + 60)
+    executor = Executor(app, settings, settler, make_reporter(rpc), client, hold, {})
     with structlog.testing.capture_logs() as logs:
         async with running(settler.run()):
             await asyncio.wait_for(executor.run(Run(a_job(), wake="sweep", queued_ms=0)), 5)
