@@ -21,7 +21,7 @@ import httpx
 
 from bench.soak import census
 from bench.soak.cutter import Cutter
-from bench.soak.worker import KINDS
+from bench.soak.handlers import KINDS
 
 START_SECONDS = 90.0
 RECONNECT_SECONDS = 60.0
