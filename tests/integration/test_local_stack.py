@@ -63,8 +63,11 @@ async def test_a_blank_project_is_like_supabases_and_starts_again_unchanged(tmp_
                 ("authenticator", True, False, False, False),
                 ("service_role", False, False, True, False),
             ]
-            publications = await db.fetch("select pubname, puballtables from pg_publication")
-            assert [tuple(row) for row in publications] == [("supabase_realtime", False)]
+            publications = await db.fetch("select pubname, puballtables from pg_publication order by 1")
+            assert [tuple(row) for row in publications] == [
+                ("supabase_realtime", False),
+                ("supabase_realtime_messages_publication", False),
+            ]
             assert await tables(stack.db_url) == set()
             await db.execute("create table if not exists public.mine ()")
             for role in ("anon", "authenticated", "service_role"):
@@ -203,7 +206,7 @@ async def test_the_end_of_postgresql_is_loud(tmp_path):
         async with superuser(stack.db_url) as db:
             directory = await db.fetchval("show data_directory")
         os.kill(server_pid(directory), signal.SIGINT)
-        with pytest.raises(StackError, match=r"PostgreSQL ended by itself(?s:.*)fast shutdown"):
+        with pytest.raises(StackError, match=r"PostgreSQL ended by itself(?s:.*)is shut down"):
             await stack.wait()
 
 
