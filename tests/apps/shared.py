@@ -93,6 +93,8 @@ async def inner(job: JobContext, call_next: Any) -> Any:
             return "skipped"
         case "snooze" if job.attempt == 1:
             raise Snooze(0)
+        case "hang":
+            await asyncio.sleep(60)
         case "refuse":
             raise JobError("not for you", code="NOT_FOR_YOU", retryable=False)
     try:
@@ -118,6 +120,13 @@ def plain(job: SyncJobContext, limit: int) -> dict:
     """Use what is shared from a thread."""
     job.log.info("handler")
     return {"limit": limit}
+
+
+@app.job(f"{PREFIX}.heavy", queue=PREFIX, process=True, timeout=1)
+def heavy(job: SyncJobContext) -> dict:
+    """Run where no resource is."""
+    job.log.info("handler")
+    return {}
 
 
 @app.job(f"{PREFIX}.elsewhere", queue=f"{PREFIX}.elsewhere")

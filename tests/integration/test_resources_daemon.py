@@ -114,6 +114,12 @@ async def test_middleware_goes_around_every_handler_the_first_one_outermost(plac
         assert spoken(daemon, plain["id"]) == ["outer", "inner", "handler", "outer is back"]
         assert plain["result"] == {"outer": {"limit": 3}}
 
+        heavy = await place.do(f"{place.queue}.heavy")
+        assert spoken(daemon, heavy["id"]) == ["outer", "inner", "handler", "outer is back"]
+        hanging = await place.create({"inner": "hang"}, f"{place.queue}.heavy")
+        event = await daemon.event("job.finished", job_id=hanging)
+        assert event["error_code"] == "HANDLER_TIMEOUT"
+
         skipped = await place.do(inner="skip")
         assert (skipped["status"], skipped["result"]) == ("completed", "skipped")
         assert spoken(daemon, skipped["id"]) == ["outer", "inner", "outer is back"]
