@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor.errors import ErrorCode, JobError
-from processor.job import Checkpoint
+from processor.job import Checkpoint, Step
 from processor.jsonb import as_stored, to_jsonb
 
 _LONGEST_NAME = 200
@@ -40,7 +40,7 @@ class Checkpoints:
         self,
         known: Sequence[Checkpoint],
         *,
-        save: Callable[[Checkpoint], Awaitable[None]],
+        save: Callable[[Step], Awaitable[None]],
         read: Callable[[str], Awaitable[Any]],
     ) -> None:
         self._known = {checkpoint.name: checkpoint for checkpoint in known}
@@ -85,7 +85,7 @@ class Checkpoints:
         except ValueError as error:
             reason = f"the result of checkpoint {name!r} cannot be stored: {error}"
             raise JobError(reason, code=ErrorCode.INVALID_RESULT) from error
-        await self._save(Checkpoint(name=name, result=result))
+        await self._save(Step(name, result))
         return result
 
 

@@ -11,7 +11,6 @@ from processor.errors import ErrorCode, JobError
 from processor.facts import JobFacts, P
 from processor.job import (
     Cancel,
-    Checkpoint,
     Child,
     ChildOptions,
     Failure,
@@ -21,6 +20,7 @@ from processor.job import (
     NewChild,
     OnChildFailure,
     Snooze,
+    Step,
     Wait,
 )
 from processor.jsonb import to_jsonb
@@ -65,7 +65,7 @@ class Desk(Protocol):
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Make an item's outcome durable; returns why it was refused, if it was."""
 
-    async def save_checkpoint(self, job: Job, step: Checkpoint) -> None:
+    async def save_checkpoint(self, job: Job, step: Step) -> None:
         """Make the result of a step durable."""
 
     async def read_checkpoint(self, job: Job, name: str) -> Any:

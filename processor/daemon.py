@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -140,7 +140,7 @@ class Daemon:
                 on_end=self._background.ended,
             )
             log.info("daemon.listening", url=await self._web.start())
-        if not await self._have_resources():
+        if not await self._unless_stopped("resources", self._resources.start()):
             return
         await self._register()
         for name, part in (
@@ -169,18 +169,19 @@ class Daemon:
             version=__version__,
         )
 
-    async def _have_resources(self) -> bool:
-        """Start what handlers share, unless somebody wants to stop before all of it is there."""
-        starting = asyncio.create_task(self._resources.start(), name="resources")
+    async def _unless_stopped(self, name: str, part: Coroutine[Any, Any, None]) -> bool:
+        """Do a part of the start, until somebody wants to stop; say whether to go on."""
+        doing = asyncio.create_task(part, name=name)
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
-            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting  # raises what kept one from starting
-            return starting.done()
+            await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                await doing  # raises what kept it from being done
         finally:
-            starting.cancel()
             stop.cancel()
+            doing.cancel()
+            await asyncio.wait({doing})
+        return not self._stop.is_set()
 
     async def _until_stopped(self) -> None:
         stop = asyncio.create_task(self._stop.wait(), name="stop")

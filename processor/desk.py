@@ -8,7 +8,7 @@ from uuid import UUID
 from processor.clients import ApplicationClient
 from processor.errors import ErrorCode, JobError
 from processor.hold import Hold
-from processor.job import Checkpoint, Failure, ItemOutcome, Job, NewChild, OnChildFailure
+from processor.job import Failure, ItemOutcome, Job, NewChild, OnChildFailure, Step
 from processor.jsonb import to_text
 from processor.report import Reporter
 from processor.retry import Classifier
@@ -101,7 +101,7 @@ class RunDesk:
             )
         return None
 
-    async def save_checkpoint(self, job: Job, step: Checkpoint) -> None:
+    async def save_checkpoint(self, job: Job, step: Step) -> None:
         """Store a step; raises ``JobError`` if it cannot be stored, or the job is somebody else's."""
         self.admit()
         settled = await self._settler.checkpoint(self._run.attempt, step)

@@ -242,3 +242,11 @@ class ItemOutcome:
     key: str
     result: Any = None
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of a handler came to, to be stored under its name."""
+
+    name: str
+    result: Any

@@ -24,7 +24,7 @@ from tenacity import (
 )
 
 from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
-from processor.job import Checkpoint, ItemOutcome, Job, NewChild, OnChildFailure, Outcome
+from processor.job import ItemOutcome, Job, NewChild, OnChildFailure, Outcome, Step
 from processor.redact import redact
 from processor.refusal import refused
 
@@ -238,7 +238,7 @@ class Rpc:
         return _parse(_ITEMS, "finish_items", answer)
 
     async def save_checkpoints(
-        self, worker_id: UUID, checkpoints: Sequence[tuple[Attempt, Checkpoint]]
+        self, worker_id: UUID, checkpoints: Sequence[tuple[Attempt, Step]]
     ) -> ItemsAnswer:
         """Make results of steps durable; the answers come in the order given."""
         wire = [

@@ -24,7 +24,7 @@ from processor.errors import (
     SchemaMissing,
     WorkerUnknown,
 )
-from processor.job import Checkpoint, ItemOutcome, NewChild, OnChildFailure, Outcome
+from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome, Step
 from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
 
 _BATCH = 100
@@ -53,7 +53,7 @@ class Settler:
         self._rpc = rpc
         self._worker_id = worker_id
         self._on_cancel = on_cancel
-        self._checkpoints: list[_Entry[Checkpoint]] = []
+        self._checkpoints: list[_Entry[Step]] = []
         self._items: list[_Entry[ItemOutcome]] = []
         self._jobs: list[_Entry[Outcome]] = []
         self._released: list[_Entry[None]] = []
@@ -61,7 +61,7 @@ class Settler:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def checkpoint(self, job: Attempt, step: Checkpoint) -> Settled:
+    async def checkpoint(self, job: Attempt, step: Step) -> Settled:
         """Make the result of a step durable; being cancelled while waiting does not take it back."""
         return await self._hand_in(self._checkpoints, job, step)
 
@@ -145,7 +145,7 @@ class Settler:
             if not entry.answer.done():
                 entry.answer.set_result(answer)
 
-    async def _send_checkpoints(self, batch: list[_Entry[Checkpoint]]) -> list[Settled]:
+    async def _send_checkpoints(self, batch: list[_Entry[Step]]) -> list[Settled]:
         answer = await self._rpc.save_checkpoints(
             self._worker_id, [(entry.job, entry.outcome) for entry in batch]
         )

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from processor.job import Checkpoint, ItemOutcome, Outcome, OutcomeKind
+from processor.job import ItemOutcome, Outcome, OutcomeKind, Step
 from processor.rpc import Attempt, Rpc
 from processor.settle import Settler
 from tests.integration.scripted_api import ScriptedApi, scripted_api
@@ -75,7 +75,7 @@ async def test_a_step_outwaits_the_api_and_is_saved_before_the_job_ends(
     tasks = await hand_in(
         settler.job(job, Outcome(OutcomeKind.DONE)),
         settler.item(job, ItemOutcome("de", result=1)),
-        settler.checkpoint(job, Checkpoint(name="one", result={"n": 1})),
+        settler.checkpoint(job, Step("one", {"n": 1})),
     )
     assert [answer.error for answer in await answers(settler, tasks)] == [None] * 3
     assert order == [*["save_checkpoints"] * 3, "finish_items", "finish_jobs"]
@@ -94,7 +94,7 @@ async def test_a_step_that_is_refused_spoils_no_other_of_its_batch(
 
     api.answers["save_checkpoints"] = save
     names = ("good", "bad", "big", "fine")
-    steps = [Checkpoint(name=name) for name in names]
+    steps = [Step(name, None) for name in names]
     tasks = await hand_in(*(settler.checkpoint(attempt(), step) for step in steps))
     good, bad, big, fine = await answers(settler, tasks)
     assert (good.error, fine.error) == (None, None)

@@ -7,7 +7,7 @@ import pytest
 
 from processor.checkpoints import Checkpoints
 from processor.errors import JobError
-from processor.job import Checkpoint
+from processor.job import Checkpoint, Step
 
 
 class Attempt:
@@ -18,7 +18,7 @@ class Attempt:
         self.refusing = False
         self.steps = Checkpoints(known, save=self._save, read=self._read)
 
-    async def _save(self, step: Checkpoint) -> None:
+    async def _save(self, step: Step) -> None:
         if self.refusing:
             raise ConnectionError("no")
         self.stored[step.name] = step.result
