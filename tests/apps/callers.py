@@ -300,8 +300,8 @@ def calls_of(job: JobContext, one):
 
 @job("frozen_async")
 async def frozen_async(job: JobContext) -> str:
-    """Call the context without end in its first attempt, with a witness before and after."""
-    if job.attempt > 1:
+    """Call the context without end, with a witness of when each call began and returned."""
+    if (DIRECTORY / "rescue").exists():
         return "rescued"
     witness = Witness("frozen_async")
 
@@ -324,7 +324,7 @@ async def frozen_async(job: JobContext) -> str:
 
 
 def frozen(job: SyncJobContext, name: str) -> str:
-    if job.attempt > 1:
+    if (DIRECTORY / "rescue").exists():
         return "rescued"
     witness = Witness(name)
     while True:
@@ -348,7 +348,7 @@ def frozen_process(job: SyncJobContext) -> str:
 @job("alone", process=True)
 def alone(job: SyncJobContext) -> str:
     """Leave a sign of life for as long as it lives, without asking the daemon anything."""
-    if job.attempt > 1:
+    if (DIRECTORY / "rescue").exists():
         return "rescued"
     while True:
         Witness("alone").says(str(time.time()))
