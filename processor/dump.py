@@ -19,8 +19,8 @@ from processor.report import Reporter
 from processor.settle import Settler
 from processor.worker import Worker
 
-_DEEPEST = 12
-"""Frames shown of one stack: the last ones say what it waits for."""
+_FIRST, _LAST = 4, 10
+"""Frames shown of a long stack: the first ones say what it is about, the last ones what it waits for."""
 
 log = structlog.get_logger("processor.dump")
 
@@ -57,7 +57,7 @@ def show(
 def tasks(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
     """Return every task with the calls it is in, outermost first; may be called from any thread."""
     return [
-        {"name": task.get_name(), "stack": [*_awaited(task.get_coro())][-_DEEPEST:]}
+        {"name": task.get_name(), "stack": _ends([*_awaited(task.get_coro())])}
         for task in sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
     ]
 
@@ -68,7 +68,7 @@ def threads() -> list[dict[str, Any]]:
     return [
         {
             "name": names.get(ident, f"thread {ident}"),
-            "stack": [_place(inner, line) for inner, line in traceback.walk_stack(frame)][:_DEEPEST][::-1],
+            "stack": _ends([_place(inner, line) for inner, line in traceback.walk_stack(frame)][::-1]),
         }
         for ident, frame in sys._current_frames().items()  # noqa: SLF001  documented, for debuggers
         if ident != threading.get_ident()
@@ -95,6 +95,12 @@ def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{name}={_flat(inner)}" for name, inner in value.items())
     return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def _ends(stack: list[str]) -> list[str]:
+    if len(stack) <= _FIRST + _LAST:
+        return stack
+    return [*stack[:_FIRST], f"… {len(stack) - _FIRST - _LAST} more …", *stack[-_LAST:]]
 
 
 def _awaited(coroutine: Any) -> Iterator[str]:

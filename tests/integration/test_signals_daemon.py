@@ -281,6 +281,7 @@ import os, sys
 for number in range(3):
     os.close(number)
 terminal = os.open(sys.argv[1], os.O_RDWR)  # which becomes this session's
+os.set_inheritable(terminal, True)
 os.dup2(terminal, 1)
 os.dup2(terminal, 2)
 os.execv(sys.executable, [sys.executable, "-m", "processor", "run", sys.argv[2]])
