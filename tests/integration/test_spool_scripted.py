@@ -18,7 +18,7 @@ from processor import JobContext, Processor
 from processor.config import Settings
 from processor.daemon import Daemon
 from processor.errors import AuthFailed
-from processor.job import Checkpoint, Failure, ItemOutcome, Job, Outcome, OutcomeKind
+from processor.job import Failure, ItemOutcome, Job, Outcome, OutcomeKind, Step
 from processor.replay import Replay
 from processor.rpc import SCHEMA_VERSION, Attempt, Rpc
 from processor.settle import Settler
@@ -311,7 +311,7 @@ async def test_an_heir_stores_what_the_steps_of_the_dead_came_to(
     api: ScriptedApi, rpc: Rpc, directory: Path
 ) -> None:
     job = attempt()
-    steps = [Checkpoint(name="one", result={"deep": [None, 1.5]}), Checkpoint(name="none")]
+    steps = [Step("one", {"deep": [None, 1.5]}), Step("none")]
     async with alive(rpc, directory) as life:
         for step in steps:
             life.soon(life.settler.checkpoint(job, step))

@@ -161,8 +161,11 @@ async def test_no_statement_is_put_together_from_its_input(server, linted):
             select p.oid::regprocedure::text as function, c.message
             from pg_proc p
             join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
+            left join lateral (
+              select t.tgrelid, t.tgoldtable, t.tgnewtable from pg_trigger t where t.tgfoid = p.oid limit 1
+            ) t on true
             cross join lateral extensions.plpgsql_check_function_tb(p.oid,
-              relid => coalesce((select t.tgrelid from pg_trigger t where t.tgfoid = p.oid limit 1), 0),
+              relid => coalesce(t.tgrelid, 0), oldtable => t.tgoldtable, newtable => t.tgnewtable,
               other_warnings => false, extra_warnings => false,
               performance_warnings => false, security_warnings => true) c
             where p.pronamespace in ('public'::regnamespace, 'processor'::regnamespace)
