@@ -296,6 +296,7 @@ def as_claimed(world: World, job: Job) -> Row:
         "done": [_done(i) for i in items if i.status == "completed"],
         "parent_id": job.parent_id and str(job.parent_id),
         "children": [_child(c) for c in known_children(world, job)],
+        "checkpoints": [],  # no act of the model takes steps
     }
 
 
