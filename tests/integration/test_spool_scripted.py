@@ -311,7 +311,7 @@ async def test_an_heir_stores_what_the_steps_of_the_dead_came_to(
     api: ScriptedApi, rpc: Rpc, directory: Path
 ) -> None:
     job = attempt()
-    steps = [Step("one", {"deep": [None, 1.5]}), Step("none")]
+    steps = [Step("one", {"deep": [None, 1.5]}), Step("none", None)]
     async with alive(rpc, directory) as life:
         for step in steps:
             life.soon(life.settler.checkpoint(job, step))
