@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.chaos.clock import WHERE_TO_GET_IT
-from tests.chaos.world import SPOOLS, Member, World
+from tests.chaos.world import Member, World
 from tests.faults import FaultProxy, Kind
 
 Room = Literal["network", "stack", "process"]
@@ -64,8 +64,7 @@ def fault(room: Room) -> Callable[[Callable[[World, Blow], Awaitable[None]]], No
 
 def missing(world: World) -> dict[str, str]:
     """Return the faults that cannot be had here, and why."""
-    clocks = {} if any(member.clock for member in world.fleet) else {"clock_jump": WHERE_TO_GET_IT}
-    return clocks | ({} if SPOOLS else {"disk_full": "daemons write nothing to disks"})
+    return {} if any(member.clock for member in world.fleet) else {"clock_jump": WHERE_TO_GET_IT}
 
 
 def hit(world: World, blow: Blow) -> list[Member]:

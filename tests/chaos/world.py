@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from processor.config import Settings
-from processor.daemon import Daemon as ProcessorDaemon
 from processor.local.postgres import Postgres
 from tests.chaos.clock import Clock
 from tests.chaos.levels import Level
@@ -30,10 +28,6 @@ from tests.faults import FaultProxy
 TARGET = "tests.chaos.app:app"
 DAEMONS = 2
 LEASE = 5.0
-DUMPS = hasattr(ProcessorDaemon, "dump")
-"""Whether daemons tell of their tasks at SIGUSR1."""
-SPOOLS = "spool_dir" in Settings.model_fields
-"""Whether daemons keep on disk what the API has not taken yet."""
 PATIENCE = 60.0
 """Seconds that anything may take which must happen."""
 
@@ -217,7 +211,7 @@ class World:
                 "PROCESSOR_GRACE_SECONDS": "10",
                 "PROCESSOR_CANCEL_GRACE_SECONDS": "3",
                 "CHAOS_WITNESS": self.witness.address,
-                **({"PROCESSOR_SPOOL_DIR": str(member.spool)} if SPOOLS else {}),
+                "PROCESSOR_SPOOL_DIR": str(member.spool),
                 **(member.clock.environment() if member.clock else {}),
             },
         )
@@ -300,8 +294,6 @@ class World:
     async def level(self, member: Member) -> Level:
         """Measure what a member's daemon holds, its tasks by their names."""
         assert member.daemon is not None
-        if not DUMPS:
-            return Level.of(member.pid)
         daemon, seen = member.daemon, len(member.daemon.all("daemon.dump"))
         daemon.signal(signal.SIGUSR1)
         await until(lambda: len(daemon.all("daemon.dump")) > seen, self.describe)
