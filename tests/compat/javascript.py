@@ -1,6 +1,7 @@
 """Run a script of ``js/`` against a stack."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,12 +22,14 @@ def install(folder: Path = FOLDER) -> None:
     version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         pytest.skip(f"needs node {OLDEST_NODE} or newer: this is {version.strip()}")
-    if (folder / "node_modules" / ".package-lock.json").exists():
-        return
-    done = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"npm ci failed:\n{done.stdout}{done.stderr}"
+    with (folder / "package-lock.json").open() as one_at_a_time:  # other processes run tests too
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if (folder / "node_modules" / ".package-lock.json").exists():
+            return
+        done = subprocess.run(
+            ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"npm ci failed:\n{done.stdout}{done.stderr}"
 
 
 async def run(script: str, stack: Any) -> None:
