@@ -110,6 +110,7 @@ async def test_a_new_token_is_watched_though_the_one_before_had_no_end():
         (FileNotFoundError("no such file"), "credential.unreadable"),
         (token(-1, name="old"), "credential.stale"),
     ],
+    ids=["refused", "missing", "stale"],
 )
 async def test_what_cannot_be_used_is_said_and_the_key_at_hand_kept(key: str | Exception, event: str):
     source = Source(good := token(60))
