@@ -34,6 +34,7 @@ def run(
     config_file: ConfigFile = None,
 ) -> None:
     """Run the daemon of an application, until SIGTERM or Ctrl-C."""
+    _open_standard_streams()
     read = partial(config.load, config=config_file, queues=tuple(queue) if queue else None, slots=slots)
     try:
         settings = read()
@@ -53,6 +54,15 @@ def run(
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Give the numbers 0 to 2 to /dev/null where a supervisor closed them: libuv aborts if it gets one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
 async def _run(daemon: Daemon) -> int:

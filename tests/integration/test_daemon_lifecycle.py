@@ -1,7 +1,10 @@
 """A real daemon's start, rest and end: signals, quiet, due times, health, lost leases."""
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -61,6 +64,31 @@ class Place:
 @pytest.fixture
 def place(stack, service, eventually: Callable[..., Awaitable[Any]]) -> Place:
     return Place(stack, service, eventually)
+
+
+async def test_a_daemon_whose_standard_input_is_closed_works_and_leaves_in_order(place: Place) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE", "PROCESSOR"))
+    } | {
+        "SUPABASE_URL": place.stack.url,
+        "SUPABASE_SERVICE_ROLE_KEY": place.stack.service_role_key,
+        "TEST_PREFIX": place.queue,
+        "PROCESSOR_LOG_FORMAT": "json",
+    }
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$0" "$@" <&-', sys.executable, "-m", "processor", "run", TARGET],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    daemon = Daemon(process)
+    try:
+        await daemon.ready()
+        await place.becomes(await place.create("greet", {"name": "x"}), "completed")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0, daemon.log()
+    finally:
+        await daemon.close()
 
 
 async def test_sigterm_lets_a_running_job_finish_and_leaves(place: Place, admin: asyncpg.Connection) -> None:
