@@ -66,22 +66,25 @@ def place(stack, service, eventually: Callable[..., Awaitable[Any]]) -> Place:
     return Place(stack, service, eventually)
 
 
-async def test_a_daemon_whose_standard_input_is_closed_works_and_leaves_in_order(place: Place) -> None:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE", "PROCESSOR"))
-    } | {
-        "SUPABASE_URL": place.stack.url,
-        "SUPABASE_SERVICE_ROLE_KEY": place.stack.service_role_key,
-        "TEST_PREFIX": place.queue,
-        "PROCESSOR_LOG_FORMAT": "json",
-    }
+def launch_with_closed_input(place: Place) -> Daemon:
+    clean = {n: value for n, value in os.environ.items() if not n.startswith(("SUPABASE", "PROCESSOR"))}
     process = subprocess.Popen(
         ["/bin/sh", "-c", 'exec "$0" "$@" <&-', sys.executable, "-m", "processor", "run", TARGET],
-        env=environment,
+        env=clean
+        | {
+            "SUPABASE_URL": place.stack.url,
+            "SUPABASE_SERVICE_ROLE_KEY": place.stack.service_role_key,
+            "TEST_PREFIX": place.queue,
+            "PROCESSOR_LOG_FORMAT": "json",
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    daemon = Daemon(process)
+    return Daemon(process)
+
+
+async def test_a_daemon_whose_standard_input_is_closed_works_and_leaves_in_order(place: Place) -> None:
+    daemon = launch_with_closed_input(place)
     try:
         await daemon.ready()
         await place.becomes(await place.create("greet", {"name": "x"}), "completed")
