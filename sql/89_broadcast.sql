@@ -88,15 +88,35 @@ $$;
 comment on function public.tell_worker() is
   'The trigger that tells a worker whose feed is broadcast of its own row: its inbox, and the echo of its heartbeat.';
 
--- statements, not rows; a condition that no other worker's row meets
-create or replace trigger jobs_tell_when_made after insert on public.jobs
-  referencing new table as changed for each statement execute function public.tell_of_jobs();
-create or replace trigger jobs_tell_when_changed after update on public.jobs
-  referencing new table as changed for each statement execute function public.tell_of_jobs();
-create or replace trigger job_queues_tell_when_changed after update on public.job_queues
-  referencing new table as changed for each statement execute function public.tell_of_queues();
-create or replace trigger job_workers_tell_when_changed after update on public.job_workers
-  for each row when (new.transport = 'broadcast') execute function public.tell_worker();
+-- statements, not rows; a condition that no other worker's row meets. Only what is missing or differs: making a trigger
+-- locks the table, and jobs run while this is applied
+do $$
+declare
+  wanted record;
+begin
+  for wanted in
+    select w.relation, w.name, w.definition
+    from (values
+      ('public.jobs', 'jobs_tell_when_made', 'after insert on public.jobs'
+        ' referencing new table as changed for each statement execute function public.tell_of_jobs()'),
+      ('public.jobs', 'jobs_tell_when_changed', 'after update on public.jobs'
+        ' referencing new table as changed for each statement execute function public.tell_of_jobs()'),
+      ('public.job_queues', 'job_queues_tell_when_changed', 'after update on public.job_queues'
+        ' referencing new table as changed for each statement execute function public.tell_of_queues()'),
+      ('public.job_workers', 'job_workers_tell_when_changed', 'after update on public.job_workers'
+        ' for each row when ((new.transport = ''broadcast''::text)) execute function public.tell_worker()')
+    ) w (relation, name, definition)
+    where not exists (
+      select from pg_catalog.pg_trigger t
+      where t.tgrelid = w.relation::regclass and t.tgname = w.name
+        and replace(lower(pg_catalog.pg_get_triggerdef(t.oid)), 'public.', '') -- which is said if the search_path lacks it
+          = replace(format('create trigger %s %s', w.name, w.definition), 'public.', '')
+    )
+  loop
+    execute format('create or replace trigger %I %s', wanted.name, wanted.definition);
+  end loop;
+end
+$$;
 
 do $$
 declare

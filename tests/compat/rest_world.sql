@@ -103,4 +103,4 @@ grant select on public.rest_directors, public.rest_films, public.rest_titles, pu
 grant select, insert, update, delete on public.rest_notes to authenticated;
 grant all on public.rest_directors, public.rest_films, public.rest_titles, public.rest_actors, public.rest_roles,
   public.rest_items, public.rest_notes to service_role;
-grant usage on all sequences in schema public to authenticated, service_role;
+grant usage on sequence public.rest_films_id_seq, public.rest_items_id_seq, public.rest_notes_id_seq to authenticated, service_role;

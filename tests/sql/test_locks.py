@@ -308,7 +308,7 @@ class Relative(Opponent):
         if self.random.random() < 0.3:
             kin |= {
                 "unique_key": f"u{self.random.randint(1, 9)}",
-                "on_conflict": self.random.choice(["replace", "return"]),
+                "on_conflict": self.random.choice(["replace", "error"]),
             }
         return kin
 

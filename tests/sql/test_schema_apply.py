@@ -188,6 +188,23 @@ async def traffic(database, connections):
             stop.set()
 
 
+async def test_applied_again_it_leaves_alone_the_triggers_whose_making_would_lock_tables(database):
+    project = await database.project()
+    triggers = "select tgname, xmin::text from pg_trigger where tgname like '%tell%' order by tgname"
+    before = await project.connection.fetch(triggers)
+    assert len(before) == 4
+    await schema.apply(database.dsn)
+    assert await project.connection.fetch(triggers) == before
+    await project.connection.execute(
+        "create or replace trigger jobs_tell_when_made after insert on public.jobs"
+        " for each statement execute function public.tell_of_queues()"
+    )
+    await schema.apply(database.dsn)
+    changed = dict(await project.connection.fetch(triggers)).items() ^ dict(before).items()
+    assert {name for name, _ in changed} == {"jobs_tell_when_made"}
+    assert await problems(project.connection) == []
+
+
 async def test_it_is_applied_while_jobs_run_and_no_call_of_theirs_fails(database):
     project = await database.project()
     await project.kind("paid", credits_per_job=1)
