@@ -40,6 +40,23 @@ $$;
 comment on function processor.send_queues(text[]) is
   'Have workers whose feed is broadcast look at these queues, as far as one of them serves them.';
 
+create or replace function processor.somebody_listens()
+returns boolean
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+begin
+  -- workers are locked before jobs, and who asks here has locked jobs: where there has never been a listener, one look at
+  -- the size of their index, whose lock is not kept, spares the table. An index without entries is one page
+  if pg_relation_size(to_regclass('public.job_workers_broadcast_idx')) <= current_setting('block_size')::bigint then
+    return false;
+  end if;
+  return exists (select from public.job_workers w where w.transport = 'broadcast');
+end
+$$;
+comment on function processor.somebody_listens() is 'Whether there is a worker whose feed is broadcast.';
+
 create or replace function public.tell_of_jobs()
 returns trigger
 language plpgsql
@@ -47,7 +64,7 @@ security definer -- whoever makes jobs has no right to see workers, nor to send
 set search_path = '', pg_temp
 as $$
 begin
-  if exists (select from public.job_workers w where w.transport = 'broadcast') then
+  if processor.somebody_listens() then
     -- what waits for its children changes with each that ends, and cannot run before the last
     perform processor.send_queues(array(
       select distinct c.queue from changed c where c.status = 'pending' and c.run_at < processor.never()
@@ -65,7 +82,7 @@ security definer -- whoever turns the knobs of a queue has no right to send
 set search_path = '', pg_temp
 as $$
 begin
-  if exists (select from public.job_workers w where w.transport = 'broadcast') then
+  if processor.somebody_listens() then
     perform processor.send_queues(array(select c.name from changed c where not c.paused));
   end if;
   return null;
