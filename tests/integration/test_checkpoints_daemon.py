@@ -2,57 +2,30 @@
 
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from postgrest import AsyncPostgrestClient
 
+from tests import places
 from tests.daemons import Daemon
 
 
-class Steps:
-    """A queue of its own, daemons for it, and hands to give them work."""
+class Steps(places.Place):
+    """A place whose handlers take durable steps; its leases are short."""
 
-    def __init__(self, stack, rest: AsyncPostgrestClient, eventually: Callable[..., Awaitable[Any]]) -> None:
-        self.queue = f"s{uuid4().hex[:8]}"
-        self.stack = stack
-        self.rest = rest
-        self.eventually = eventually
+    target = "tests.apps.steps:app"
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        return super().environment(**{"PROCESSOR_LEASE_SECONDS": "3", **settings})
 
     @asynccontextmanager
-    async def daemon(self, **environment: str) -> AsyncIterator[Daemon]:
-        daemon = await Daemon.start(
-            "tests.apps.steps:app",
-            {
-                "SUPABASE_URL": self.stack.url,
-                "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
-                "TEST_PREFIX": self.queue,
-                "PROCESSOR_LEASE_SECONDS": "3",
-                **environment,
-            },
-        )
-        try:
+    async def daemon(self, **settings: str) -> AsyncIterator[Daemon]:
+        async with super().daemon(**settings) as daemon:
             yield await daemon.ready()
-        finally:
-            await daemon.close()
-
-    async def create(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> str:
-        arguments = {"kind": f"{self.queue}.{kind}", "payload": payload or {}, **options}
-        return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
-
-    async def ended(self, job_id: str, within: float = 20.0) -> dict[str, Any]:
-        async def finished() -> dict[str, Any] | None:
-            row = (await self.rest.table("jobs").select("*").eq("id", job_id).single().execute()).data
-            return row if row["finished_at"] else None
-
-        return await self.eventually(finished, within=within)
-
-    async def do(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-        return await self.ended(await self.create(kind, payload, **options))
 
     async def stored(self, job_id: str) -> dict[str, Any]:
         table = self.rest.table("job_checkpoints").select("name,result").eq("job_id", job_id)

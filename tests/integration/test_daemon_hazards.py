@@ -5,42 +5,27 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
 
+from tests import places
 from tests.daemons import Daemon
 
-TARGET = "tests.apps.hazards:app"
 
+class Place(places.Place):
+    """A place whose handlers are dangerous; its leases are short."""
 
-class Place:
-    """A queue of its own, daemons for it, and the API to give them work."""
+    target = "tests.apps.hazards:app"
 
-    def __init__(self, stack, service, eventually) -> None:
-        self.queue = f"q{uuid4().hex[:8]}"
-        self.stack = stack
-        self.rest = service
-        self.eventually = eventually
-
-    async def launch(self, **environment: str) -> Daemon:
-        settings = {
-            "SUPABASE_URL": self.stack.url,
-            "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
-            "TEST_PREFIX": self.queue,
-            "PROCESSOR_LEASE_SECONDS": "3",
-        }
-        return await Daemon.start(TARGET, settings | environment)
+    def environment(self, **settings: str) -> dict[str, str]:
+        return super().environment(**{"PROCESSOR_LEASE_SECONDS": "3", **settings})
 
     @asynccontextmanager
-    async def daemon(self, **environment: str) -> AsyncIterator[Daemon]:
-        daemon = await self.launch(**environment)
-        try:
+    async def daemon(self, **settings: str) -> AsyncIterator[Daemon]:
+        async with super().daemon(**settings) as daemon:
             await daemon.event("daemon.ready", within=30)
             yield daemon
-        finally:
-            await daemon.close()
 
     @asynccontextmanager
     async def supervised(self) -> AsyncIterator[list[Daemon]]:
@@ -61,20 +46,6 @@ class Place:
             await asyncio.wait([task])
             for daemon in daemons:
                 await daemon.close()
-
-    async def create(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> str:
-        arguments = {"kind": f"{self.queue}.{kind}", "queue": self.queue, "payload": payload or {}, **options}
-        return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
-
-    async def row(self, job_id: str) -> dict[str, Any]:
-        return (await self.rest.table("jobs").select("*").eq("id", job_id).single().execute()).data
-
-    async def ended(self, job_id: str, within: float = 20.0) -> dict[str, Any]:
-        async def finished() -> dict[str, Any] | None:
-            row = await self.row(job_id)
-            return row if row["finished_at"] else None
-
-        return await self.eventually(finished, within=within)
 
 
 @pytest.fixture

@@ -6,59 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import httpx
 import pytest
 
+from tests import places
 from tests.daemons import Daemon
 
 TARGET = "tests.apps.behaviours:app"
 
 
-class Place:
-    """A queue of its own, daemons for it, and the API to give them work."""
+class Place(places.Place):
+    """A place whose handlers behave in every way."""
 
-    def __init__(self, stack, service, eventually) -> None:
-        self.queue = f"q{uuid4().hex[:8]}"
-        self.stack = stack
-        self.rest = service
-        self.eventually = eventually
-
-    @asynccontextmanager
-    async def daemon(self, **environment: str) -> AsyncIterator[Daemon]:
-        daemon = await Daemon.start(
-            TARGET,
-            {
-                "SUPABASE_URL": self.stack.url,
-                "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
-                "TEST_PREFIX": self.queue,
-                **environment,
-            },
-        )
-        try:
-            yield daemon
-        finally:
-            await daemon.close()
-
-    async def create(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> str:
-        arguments = {"kind": f"{self.queue}.{kind}", "queue": self.queue, "payload": payload or {}, **options}
-        return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
-
-    async def row(self, job_id: str) -> dict[str, Any]:
-        return (await self.rest.table("jobs").select("*").eq("id", job_id).single().execute()).data
-
-    async def becomes(self, job_id: str, status: str, within: float = 10.0) -> dict[str, Any]:
-        async def has_become() -> dict[str, Any] | None:
-            row = await self.row(job_id)
-            return row if row["status"] == status else None
-
-        return await self.eventually(has_become, within=within)
+    target = TARGET
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.callers import TARGET, Callers
+from tests.callers import Callers
 from tests.daemons import Daemon
 
 SORTS = ("thread", "process")
@@ -16,7 +16,7 @@ SORTS = ("thread", "process")
 def daemon_and_callers(stack, eventually, tmp_path_factory) -> Iterator[tuple[Daemon, Callers]]:
     """One daemon for all tests of this file: no handler's behaviour may disturb the next one's."""
     callers = Callers(stack, None, eventually, tmp_path_factory.mktemp("witness"))  # type: ignore[arg-type]
-    daemon = Daemon.launch(TARGET, callers.environment(PROCESSOR_CANCEL_GRACE_SECONDS="2"))
+    daemon = Daemon.launch(Callers.target, callers.environment(PROCESSOR_CANCEL_GRACE_SECONDS="2"))
     yield daemon, callers
     daemon.signal(signal.SIGTERM)
     code = daemon.process.wait(15)

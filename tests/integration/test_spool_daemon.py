@@ -1,63 +1,39 @@
 """Real daemons that end, one way or another, while the API is away: what they had done is not done again."""
 
-import contextlib
 import resource
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from processor.spool import files
-from tests.daemons import Daemon
+from tests import places
 from tests.faults import FaultProxy
 
 
-class Island:
+class Island(places.Place):
     """A spool directory, and daemons that reach the API through a proxy."""
 
+    target = "tests.apps.behaviours:app"
+
     def __init__(self, stack, proxy: FaultProxy, directory: Path, rest, eventually) -> None:
-        self.stack = stack
+        super().__init__(stack, rest, eventually)
         self.proxy = proxy
         self.directory = directory
-        self.rest = rest
-        self.eventually = eventually
-        self.queue = f"q{uuid4().hex[:8]}"
 
-    @contextlib.asynccontextmanager
-    async def daemon(self, **environment: str) -> AsyncIterator[Daemon]:
-        daemon = await Daemon.start(
-            "tests.apps.behaviours:app",
-            {
-                "SUPABASE_URL": self.proxy.url,
-                "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
-                "TEST_PREFIX": self.queue,
-                "PROCESSOR_SPOOL_DIR": str(self.directory),
-                **environment,
-            },
-        )
-        try:
-            yield daemon
-        finally:
-            await daemon.close()
-
-    async def create(self, kind: str, payload: dict[str, Any] | None = None, **options: Any) -> str:
-        arguments = {"kind": f"{self.queue}.{kind}", "queue": self.queue, "payload": payload or {}, **options}
-        return (await self.rest.rpc("create_job", arguments).execute()).data["id"]
+    def environment(self, **settings: str) -> dict[str, str]:
+        mine = {"SUPABASE_URL": self.proxy.url, "PROCESSOR_SPOOL_DIR": str(self.directory)}
+        return super().environment(**{**mine, **settings})
 
     async def row(self, job_id: str) -> dict[str, Any]:
         query = self.rest.table("jobs").select("*, job_items(*)").eq("id", job_id)
         return (await query.single().execute()).data
 
     async def becomes(self, job_id: str, status: str, within: float = 30.0) -> dict[str, Any]:
-        async def has_become() -> dict[str, Any] | None:
-            row = await self.row(job_id)
-            return row if row["status"] == status else None
-
-        return await self.eventually(has_become, within=within)
+        return await super().becomes(job_id, status, within)
 
     def take_the_api_away(self) -> None:
         self.proxy.refuse("http")
