@@ -41,8 +41,8 @@ class Run:
         self.called_at: float | None = self.began
         """When the time of the handler began to run; None while it waits for a process."""
         self._called = asyncio.Event()
-        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when somebody wants the handler to stop."""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the handler has ended, or somebody wants it to stop."""
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
     def stop(self, reason: Stop) -> None:
@@ -51,8 +51,12 @@ class Run:
             return
         if self.stopped_for is None or reason is Stop.LOST:
             self.stopped_for = reason
-        if not self.stopped.done():
-            self.stopped.set_result(None)
+        self.end()
+
+    def end(self, _handler: object = None) -> None:
+        """Have whoever waits for the handler look at it; also as a callback of its task."""
+        if not self.over.done():
+            self.over.set_result(None)
 
     def note_delay(self, failure: Failure) -> None:
         """Remember how long a failed item wants to wait before it is tried again."""
