@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -77,6 +78,11 @@ class Run:
     async def until_called(self) -> None:
         """Wait until a process has been found for the handler, and has called it."""
         await self._called.wait()
+
+
+def queued_ms(job: Job, now: datetime) -> float:
+    """Return how long a job has waited at ``now``, of the server, since it could have run."""
+    return round(max((now - max(job.created_at, job.run_at)).total_seconds() * 1000, 0.0), 1)
 
 
 def run_ms(run: Run) -> float:
