@@ -199,7 +199,7 @@ class Settler:
         else:
             self._put(pile, entry)
             self._keeper.handed_in(entry)
-        return await asyncio.shield(entry.answer)
+        return await entry.answer  # whoever is cancelled here cancels its waiting, not the entry
 
     def _put(self, pile: list[Entry[T]], entry: Entry[T]) -> None:
         pile.append(entry)
