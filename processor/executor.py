@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from processor.answers import Settled
 from processor.app import Handler, Processor
 from processor.calls.context import Brief
 from processor.calls.line import Gate
@@ -35,7 +36,6 @@ from processor.jsonb import to_jsonb, to_text
 from processor.middleware import around
 from processor.report import Reporter
 from processor.retry import problems
-from processor.rpc import Settled
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable

@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
+from processor.answers import Attempt
 from processor.job import Failure, Job
-from processor.rpc import Attempt
 
 log = structlog.get_logger("processor.job")
 

@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from processor.answers import Attempt, Claim
 from processor.errors import ApiError, WorkerUnknown
 from processor.executor import Executor
-from processor.rpc import Attempt, Claim, Rpc
+from processor.rpc import Rpc
 from processor.run import Run, Stop, queued_ms
 
 log = structlog.get_logger("processor.worker")
@@ -20,7 +21,7 @@ log = structlog.get_logger("processor.worker")
 _SOURCES = ("realtime", "polling", "sweep", "due", "finish", "next")
 """Why a claim was made, the most telling first: it is what the jobs of the claim are logged with."""
 
-_AT_ONCE = 100
+_AT_ONCE = 200
 """Jobs begun before others have their turn: the database works on what these came to meanwhile."""
 
 

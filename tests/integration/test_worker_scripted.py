@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 import structlog
 
+from processor.answers import Attempt
 from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
@@ -20,7 +21,7 @@ from processor.hold import Hold, clock
 from processor.job import Job, Outcome, OutcomeKind
 from processor.lease import Lease
 from processor.report import Reporter
-from processor.rpc import Attempt, Rpc
+from processor.rpc import Rpc
 from processor.run import Run, Stop
 from processor.settle import Settler
 from processor.worker import Worker
