@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from processor.answers import Settled
 from processor.app import Handler, Processor
 from processor.calls.context import Brief
 from processor.calls.line import Gate
@@ -35,7 +36,6 @@ from processor.jsonb import to_jsonb, to_text
 from processor.middleware import around
 from processor.report import Reporter
 from processor.retry import problems
-from processor.rpc import Settled
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable
@@ -140,7 +140,8 @@ class Executor:
             self._call(run, handler, context, brief), name=f"handler:{run.job.kind}:{run.job.id}"
         )
         try:
-            await _until_over(run, {task, run.stopped}, brief.timeout)
+            task.add_done_callback(run.end)
+            await _until_over(run, handler, brief.timeout)
             if not task.done():
                 run.stop(Stop.TIMEOUT)
                 context.cancelled.set()
@@ -292,18 +293,32 @@ class Executor:
         )
 
 
-async def _until_over(run: Run, either: set[asyncio.Future[Any]], seconds: float | None) -> None:
-    """Wait until either task has ended, or the handler's time is over, which does not run at all times."""
-    while not any(task.done() for task in either):
+async def _until_over(run: Run, handler: Handler, seconds: float | None) -> None:
+    """Wait until the handler has ended or is to stop, or its time is over."""
+    if handler.sort is Sort.PROCESS:
+        await _until_over_elsewhere(run, seconds)
+    elif seconds is None:
+        await run.over
+    else:
+        timer = asyncio.get_running_loop().call_later(seconds - (time.monotonic() - run.began), run.end)
+        try:
+            await run.over
+        finally:
+            timer.cancel()
+
+
+async def _until_over_elsewhere(run: Run, seconds: float | None) -> None:
+    """Do so for a handler whose time does not run while it waits for a process."""
+    while not run.over.done():
         if run.called_at is not None:
             left = None if seconds is None else run.called_at + seconds - time.monotonic()
             if left is not None and left <= 0:
                 return
-            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({run.over}, timeout=left)
         else:
             called = asyncio.create_task(run.until_called(), name=f"called:{run.job.id}")
             try:
-                await asyncio.wait({called, *either}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({called, run.over}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 called.cancel()
 

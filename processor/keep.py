@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar
 import structlog
 from pydantic import TypeAdapter
 
+from processor.answers import Attempt, Settled
 from processor.job import ItemOutcome, Outcome, Step
 from processor.records import Record
-from processor.rpc import Attempt, Settled
 from processor.spool import Depth, Spool
 
 _PATIENCE = 1.0

@@ -15,9 +15,10 @@ from uuid import UUID
 
 import structlog
 
+from processor.answers import Attempt, Heartbeat
 from processor.errors import ApiError, WorkerUnknown
 from processor.hold import Hold, clock
-from processor.rpc import Attempt, Heartbeat, Rpc, seconds_until
+from processor.rpc import Rpc, seconds_until
 from processor.run import Stop
 from processor.worker import Worker
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import structlog
 
+from processor.answers import Attempt
 from processor.job import Failure, Job
-from processor.rpc import Attempt
 
 log = structlog.get_logger("processor.job")
 
@@ -41,8 +42,8 @@ class Run:
         self.called_at: float | None = self.began
         """When the time of the handler began to run; None while it waits for a process."""
         self._called = asyncio.Event()
-        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when somebody wants the handler to stop."""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the handler has ended, or somebody wants it to stop."""
         self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
 
     def stop(self, reason: Stop) -> None:
@@ -51,8 +52,12 @@ class Run:
             return
         if self.stopped_for is None or reason is Stop.LOST:
             self.stopped_for = reason
-        if not self.stopped.done():
-            self.stopped.set_result(None)
+        self.end()
+
+    def end(self, _handler: object = None) -> None:
+        """Have whoever waits for the handler look at it; also as a callback of its task."""
+        if not self.over.done():
+            self.over.set_result(None)
 
     def note_delay(self, failure: Failure) -> None:
         """Remember how long a failed item wants to wait before it is tried again."""
@@ -73,6 +78,11 @@ class Run:
     async def until_called(self) -> None:
         """Wait until a process has been found for the handler, and has called it."""
         await self._called.wait()
+
+
+def queued_ms(job: Job, now: datetime) -> float:
+    """Return how long a job has waited at ``now``, of the server, since it could have run."""
+    return round(max((now - max(job.created_at, job.run_at)).total_seconds() * 1000, 0.0), 1)
 
 
 def run_ms(run: Run) -> float:

@@ -11,9 +11,10 @@ from uuid import UUID
 
 import structlog
 
+from processor.answers import DueSchedule, SchedulesAnswer, Tick
 from processor.cron import Cron
 from processor.errors import ApiError, UsageError
-from processor.rpc import DueSchedule, Rpc, SchedulesAnswer, Tick, seconds_until
+from processor.rpc import Rpc, seconds_until
 
 MAX_TICKS = 500
 """How many steps a call may carry; what is left follows in the next one."""

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import structlog
 
+from processor.answers import Attempt, CheckpointAnswer, Settled, Spawned
 from processor.errors import (
     ApiError,
     ApiUnreachable,
@@ -25,7 +26,7 @@ from processor.errors import (
 )
 from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome, Step
 from processor.keep import Entry, Keeper, Pile
-from processor.rpc import Attempt, CheckpointAnswer, Rpc, Settled, Spawned
+from processor.rpc import Rpc
 from processor.spool import Depth, Spool
 
 _BATCH = 250
@@ -199,7 +200,7 @@ class Settler:
         else:
             self._put(pile, entry)
             self._keeper.handed_in(entry)
-        return await asyncio.shield(entry.answer)
+        return await entry.answer  # whoever is cancelled here cancels its waiting, not the entry
 
     def _put(self, pile: list[Entry[T]], entry: Entry[T]) -> None:
         pile.append(entry)

@@ -39,7 +39,7 @@ async def nothing(job: JobContext[dict[str, Any]]) -> None:
 def drain(
     *,
     jobs: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many jobs to drain.")] = 20_000,
-    slots: Annotated[int, typer.Option(min=1, max=1000, help="PROCESSOR_SLOTS of the daemon.")] = 200,
+    slots: Annotated[int, typer.Option(min=1, max=1000, help="PROCESSOR_SLOTS of the daemon.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Jobs per second of one daemon with a backlog, everything in it: HTTP, Realtime, handlers, logs.

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from processor.answers import Attempt
 from processor.job import ItemOutcome, Outcome, OutcomeKind, Step
-from processor.rpc import Attempt, Rpc
+from processor.rpc import Rpc
 from processor.settle import Settler
 from tests.integration.scripted_api import ScriptedApi, scripted_api
 

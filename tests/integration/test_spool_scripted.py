@@ -15,12 +15,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from processor import JobContext, Processor
+from processor.answers import Attempt
 from processor.config import Settings
 from processor.daemon import Daemon
 from processor.errors import AuthFailed
 from processor.job import Failure, ItemOutcome, Job, Outcome, OutcomeKind, Step
 from processor.replay import Replay
-from processor.rpc import SCHEMA_VERSION, Attempt, Rpc
+from processor.rpc import SCHEMA_VERSION, Rpc
 from processor.settle import Settler
 from processor.spool import Spool, files
 from tests.integration.scripted_api import ScriptedApi, scripted_api

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 import structlog
 
+from processor.answers import Attempt
 from processor.app import Processor
 from processor.clients import ApplicationClient
 from processor.config import Settings
@@ -20,7 +21,7 @@ from processor.hold import Hold, clock
 from processor.job import Job, Outcome, OutcomeKind
 from processor.lease import Lease
 from processor.report import Reporter
-from processor.rpc import Attempt, Rpc
+from processor.rpc import Rpc
 from processor.run import Run, Stop
 from processor.settle import Settler
 from processor.worker import Worker
@@ -299,6 +300,46 @@ async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_fin
             await asyncio.wait_for(executor.run(Run(a_job(), wake="sweep", queued_ms=0)), 5)
     events = [line["event"] for line in logs if line["event"].startswith("job.")]
     assert events == ["job.started", "job.refused", "job.unsettled"]
+
+
+async def test_the_first_jobs_of_a_large_claim_are_told_before_the_last_have_begun(
+    api: ScriptedApi, rpc: Rpc
+) -> None:
+    app = Processor()
+    begun: list[UUID] = []
+
+    @app.job("k", queue="q")
+    async def handler(job: JobContext) -> None:
+        begun.append(job.id)
+
+    jobs = [a_job() for _ in range(250)]
+    now = datetime.now(UTC).isoformat()
+    api.answers["claim_jobs"] = lambda _arguments: (
+        200,
+        {
+            "now": now,
+            "next_due_at": None,
+            "jobs": [job.model_dump(mode="json") for job in jobs if len(api.calls["claim_jobs"]) == 1],
+        },
+    )
+    api.answers["finish_jobs"] = lambda arguments: (200, settled(arguments))
+    settler = make_settler(rpc)
+    settings = Settings(url=api.url, key="e30.e30.x")
+    hold = Hold()
+    hold.extend(clock() + 60)
+    client = ApplicationClient(api.url, "e30.e30.x")
+    worker = Worker(rpc, ME, queues=["q"], slots=len(jobs), on_unknown=nobody)
+    worker.employ(Executor(app, settings, settler, make_reporter(rpc), client, hold, {}))
+    worker.wake("sweep")
+    told: list[str] = []
+    async with running(worker.run(), settler.run()):
+        await becomes(lambda: sum(len(call["results"]) for call in api.calls["finish_jobs"]) >= len(jobs))
+        await asyncio.wait_for(worker.idle(), 8)
+    for call in api.calls["finish_jobs"]:
+        told += [result["id"] for result in call["results"]]
+    assert len(api.calls["finish_jobs"][0]["results"]) < len(jobs)
+    assert sorted(told) == sorted(str(job.id) for job in jobs)
+    assert sorted(begun) == sorted(job.id for job in jobs)
 
 
 def spawned(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from processor.rpc import SchedulesAnswer
+from processor.answers import SchedulesAnswer
 from processor.schedules import plan
 from tests.sql.harness import ALICE, NOON, Project, fixture, until_waiting
 

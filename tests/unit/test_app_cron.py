@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from processor import JobContext, Processor, UsageError
+from processor.answers import DueSchedule, SchedulesAnswer
 from processor.cron import Cron
 from processor.job import Job
-from processor.rpc import DueSchedule, SchedulesAnswer
 from processor.schedules import MAX_TICKS, plan
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

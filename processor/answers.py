@@ -1,0 +1,130 @@
+"""What the SQL functions answer, as values."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from processor.job import Job
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A job in one of its attempts: what every write about it is fenced by."""
+
+    id: UUID
+    attempt: int
+
+
+class Registration(_Wire):
+    """The answer to register_worker."""
+
+    now: datetime
+    lease_expires_at: datetime
+    schema_version: int
+
+
+class Heartbeat(_Wire):
+    """The answer to heartbeat_worker."""
+
+    now: datetime
+    heartbeat_at: datetime
+    lease_expires_at: datetime
+    next_due_at: datetime | None
+    next_schedule_at: datetime | None = None
+    next_rescue_at: datetime | None = None
+    cancel: tuple[UUID, ...] = ()
+    lost: tuple[UUID, ...] = ()
+    unknown: tuple[Attempt, ...] = ()
+    rescued: int = 0
+    draining: bool = False
+    inbox: int = 0
+
+
+class Claim(_Wire):
+    """The answer to claim_jobs."""
+
+    now: datetime
+    next_due_at: datetime | None
+    jobs: tuple[Job, ...]
+
+
+class ProgressAnswer(_Wire):
+    """The answer to report_progress."""
+
+    stale: tuple[UUID, ...] = ()
+    cancel: tuple[UUID, ...] = ()
+
+
+class Settled(_Wire):
+    """What the database made of one reported outcome."""
+
+    id: UUID
+    stale: bool
+    status: str | None = None
+    run_at: datetime | None = None
+    error: str | None = None
+
+
+class ItemsAnswer(_Wire):
+    """The answer to finish_items, and to save_checkpoints."""
+
+    results: tuple[Settled, ...]
+    cancel: tuple[UUID, ...] = ()
+
+
+class CheckpointAnswer(_Wire):
+    """The answer to read_checkpoint."""
+
+    stale: bool
+    result: Any = None
+
+
+class Tick(_Wire):
+    """One step of a schedule: from ``tick`` (None: not computed yet) to ``next``, or why there is none."""
+
+    name: str
+    tick: datetime | None
+    next: datetime | None
+    problem: str | None = None
+
+
+class DueSchedule(_Wire):
+    """A schedule whose time has come; its next one is the first after ``after``."""
+
+    name: str
+    cron: str
+    timezone: str
+    tick: datetime | None
+    after: datetime
+
+
+class SchedulesAnswer(_Wire):
+    """The answer to run_due_schedules."""
+
+    now: datetime
+    due: tuple[DueSchedule, ...]
+    created: tuple[UUID, ...]
+    moved: int
+    problems: dict[str, str]
+    next_at: datetime | None
+
+
+class SpawnedJob(_Wire):
+    """A child that was made, or was there already."""
+
+    id: UUID
+    created: bool
+
+
+class Spawned(_Wire):
+    """The answer to spawn_jobs, in the order asked."""
+
+    stale: bool
+    jobs: tuple[SpawnedJob, ...]
