@@ -112,8 +112,8 @@ async def _at_once(
     """Let the server do it all, and commit; a cancelled request is stopped and rolled back by the pool."""
     claims = caller.claims
     told = (claims.role, SEARCH_PATH, claims.json, caller.method, caller.path, json.dumps(caller.headers))
-    argument = statement.values[0] if statement.values else None
-    rows, body, xid = (await connection.fetch(AT_ONCE, *told, read_only, statement.sql, argument))[0]
+    rows, body, xid = (await connection.fetch(AT_ONCE, *told, read_only, statement.sql, statement.values))[0]
+
     if xid is not None:
         commits.note(xid)
     return Answer(rows, None, body)

@@ -131,7 +131,10 @@ class Rest:
             )
             # of what is not a set there is one row, whatever the client accepts
             statement.unchecked = (
-                not found.returns_set and query == Query() and ask.wishes.max_affected is None and posted
+                not found.returns_set
+                and query == Query(star=True)
+                and ask.wishes.max_affected is None
+                and posted
             )
             return not posted or not found.volatile
 
