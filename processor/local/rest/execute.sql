@@ -14,7 +14,7 @@ begin
   perform set_config('role', role, true), set_config('search_path', path_of_names, true),
     set_config('request.jwt.claims', claims, true), set_config('request.method', method, true),
     set_config('request.path', path, true), set_config('request.headers', headers, true),
-    set_config('transaction_read_only', case when read_only then 'on' else 'off' end, true);
+    case when read_only then set_config('transaction_read_only', 'on', true) end;
   execute statement into total, rows, body using arguments[1], arguments[2]; -- a body and a limit
   xid := pg_catalog.pg_current_xact_id_if_assigned()::text::bigint;
 end
