@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import httpx
 import jwt
 import pytest
@@ -326,6 +327,42 @@ async def test_a_role_does_not_outlive_its_request(
             await anonymous.post("/rpc/rest_fail", json={"code": "P0001", "message": "x"})
         ).status_code == 400
         assert (await anonymous.post("/rpc/rest_caller", json={})).json()["role"] == "anon"
+
+
+async def test_a_call_that_fails_when_it_is_committed_changes_nothing_and_says_so(
+    http: httpx.AsyncClient, admin: asyncpg.Connection, batch: str
+) -> None:
+    await admin.execute(f"""
+        create table public.rest_late_{batch} (n int unique deferrable initially deferred);
+        grant all on public.rest_late_{batch} to service_role;
+        create function public.rest_twice_{batch}() returns int language sql
+          as 'insert into public.rest_late_{batch} values (1), (1) returning n';
+        notify pgrst, 'reload schema'
+    """)
+    answer = await http.post(f"/rpc/rest_twice_{batch}", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "23505")
+    assert await admin.fetchval(f"select count(*) from public.rest_late_{batch}") == 0
+    assert (await http.post("/rpc/rest_caller", json={})).json()["role"] == "service_role"
+
+
+async def test_a_posted_call_that_promises_not_to_write_cannot(
+    http: httpx.AsyncClient, admin: asyncpg.Connection, batch: str
+) -> None:
+    await admin.execute(f"""
+        create function public.rest_liar_{batch}() returns text stable language plpgsql
+          as $$ begin return set_config('transaction_read_only', 'off', true); end $$;
+        notify pgrst, 'reload schema'
+    """)
+    answer = await http.post(f"/rpc/rest_liar_{batch}", json={})
+    assert (answer.status_code, answer.json()["code"]) == (500, "25001")
+
+
+async def test_only_the_gateway_may_run_statements_as_somebody(admin: asyncpg.Connection) -> None:
+    allowed = await admin.fetch("""
+        select r.rolname from pg_roles r join pg_proc p on p.proname = 'rest_call'
+        where has_function_privilege(r.oid, p.oid, 'execute') and not r.rolsuper
+    """)
+    assert [row["rolname"] for row in allowed] == ["authenticator"]
 
 
 async def test_a_project_returns_at_most_a_thousand_rows(http: httpx.AsyncClient) -> None:

@@ -45,7 +45,7 @@ class Realtime:
     def __init__(self, context: GatewayContext) -> None:
         self._jwt = context.jwt
         self._topics = Topics()
-        self._changes = Changes(context.pool, context.admin_dsn, self._topics)
+        self._changes = Changes(context.pool, context.admin_dsn, self._topics, context.commits)
         self._permissions = Permissions(context.admin_dsn)
         self._shared = Shared(context.jwt, self._topics, self._changes, self._permissions)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
+from processor.local.context import Commits
 from processor.local.realtime import messages, publications
 from processor.local.realtime.authorise import visible_rows
 from processor.local.realtime.bindings import Binding, SubscriptionError, check_columns
@@ -40,11 +41,13 @@ class Changes:
         pool: connected as ``authenticator``, for the checks of row level security.
         dsn: the superuser's, for the stream and the catalogs.
         topics: where messages that the database sends are broadcast.
+        commits: those that need not be waited for.
 
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str, topics: Topics) -> None:
+    def __init__(self, pool: asyncpg.Pool, dsn: str, topics: Topics, commits: Commits) -> None:
         self._pool = pool
+        self._commits = commits
         self._topics = topics
         self._dsn = dsn
         self._live = asyncio.Event()
@@ -282,7 +285,7 @@ class Changes:
         the row it was told of, or our own check of its visibility, must not come in between.
         """
         catalogue, delay = self._known_catalogue(), 0.0
-        while await catalogue.unseen(xids):
+        while (unknown := self._commits.unknown(xids)) and await catalogue.unseen(unknown):
             await asyncio.sleep(delay)
             delay = min(delay + 0.0005, 0.05)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from processor.local.context import Commits, GatewayContext
 from processor.local.jwt import Claims
 from processor.local.rest.errors import RestError, from_postgres
 from processor.local.rest.read import MAX_ROWS, Statement
@@ -23,6 +24,8 @@ ACQUIRE_TIMEOUT = 10.0
 CLIENT_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # names as they are in a Supabase project
 SEARCH_PATH = "public, extensions"
+# who looks at what the server is doing sees the path of a call by the alias
+AT_ONCE = "select rows, body, xid from extensions.rest_call($1, $2, $3, $4, $5, $6, $7, $8, $9) as "
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +76,17 @@ class Answer:
 
 
 async def run(
-    pool: asyncpg.Pool,
+    context: GatewayContext,
     caller: Caller,
     statement: Statement,
     *,
     read_only: bool,
     check: Callable[[Answer], None],
 ) -> Answer:
-    """Run the statement and commit; three round trips.
+    """Run the statement and commit: three round trips, or one if nothing need be checked.
 
     Args:
-        pool: connected as the role that switches to the API roles.
+        context: has the connections.
         caller: becomes the role and the claims of the transaction.
         statement: returns one row with ``total``, ``rows`` and ``body``.
         read_only: whether the transaction may not write.
@@ -93,6 +96,35 @@ async def run(
         RestError: the database refused, or cannot be reached.
 
     """
+    async with _connection(context.pool, caller) as connection:
+        if statement.unchecked:
+            return await _at_once(connection, caller, statement, context.commits, read_only=read_only)
+        return await _transact(connection, caller.settings(read_only=read_only), statement, check)
+
+
+async def _at_once(
+    connection: PoolConnectionProxy[asyncpg.Record],
+    caller: Caller,
+    statement: Statement,
+    commits: Commits,
+    *,
+    read_only: bool,
+) -> Answer:
+    """Let the server do it all, and commit; a cancelled request is stopped and rolled back by the pool."""
+    claims = caller.claims
+    told = (claims.role, SEARCH_PATH, claims.json, caller.method, caller.path, json.dumps(caller.headers))
+    call = AT_ONCE + quote(caller.path)
+    rows, body, xid = (await connection.fetch(call, *told, read_only, statement.sql, statement.values))[0]
+    if xid is not None:
+        commits.note(xid)
+    return Answer(rows, None, body)
+
+
+@asynccontextmanager
+async def _connection(
+    pool: asyncpg.Pool, caller: Caller
+) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+    """Lend a connection; what goes wrong with it or on it becomes the client's error."""
     try:
         connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
     except TimeoutError as error:
@@ -101,7 +133,7 @@ async def run(
         message = "Database connection error. Retrying the connection."
         raise RestError(503, "PGRST000", message, details=str(error)) from error
     try:
-        answer = await _transact(connection, caller.settings(read_only=read_only), statement, check)
+        yield connection
     except (asyncpg.PostgresConnectionError, *CLIENT_ERRORS) as error:
         with suppress(asyncpg.InterfaceError):  # it has gone back to the pool by itself
             connection.terminate()
@@ -111,7 +143,6 @@ async def run(
         raise from_postgres(error, anonymous=caller.anonymous) from error
     finally:
         await pool.release(connection)
-    return answer
 
 
 async def _transact(

@@ -38,6 +38,7 @@ class Statement:
     values: list[str | list[str]] = field(default_factory=list)
     sql: str = ""
     estimate: Statement | None = None  # its plan estimates the number of all rows
+    unchecked: bool = False  # its answer needs no look before it is committed; at most two parameters, text
 
     def value(self, value: str | list[str]) -> str:
         """Add a parameter; return its place in the SQL."""

@@ -129,6 +129,13 @@ class Rest:
                 count=ask.wishes.count is not None,
                 head=ask.head,
             )
+            # of what is not a set there is one row, whatever the client accepts
+            statement.unchecked = (
+                not found.returns_set
+                and query == Query(star=True)
+                and ask.wishes.max_affected is None
+                and posted
+            )
             return not posted or not found.volatile
 
         answer = await self._run(ask.caller, build, _checks(ask, query.offset))
@@ -188,7 +195,7 @@ class Rest:
         statement = Statement()
         try:
             read_only = build(schema, statement)
-            return await run(self._context.pool, caller, statement, read_only=read_only, check=check)
+            return await run(self._context, caller, statement, read_only=read_only, check=check)
         except RestError as error:
             if error.code not in STALE:
                 raise
@@ -196,7 +203,7 @@ class Rest:
             read_only = build(fresh, again)
             if again.sql == statement.sql:
                 raise
-        return await run(self._context.pool, caller, again, read_only=read_only, check=check)
+        return await run(self._context, caller, again, read_only=read_only, check=check)
 
     async def _schema(self, seen: Schema | None = None) -> Schema:
         try:

@@ -32,7 +32,7 @@ class SchemaWatch:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Install the event trigger and listen."""
+        """Install the event trigger, and the function that runs calls; then listen."""
         await self._listen()
         self._task = asyncio.create_task(self._stay_connected(), name="rest-schema-watch")
         self._task.add_done_callback(_report)
@@ -53,7 +53,8 @@ class SchemaWatch:
     async def _listen(self) -> None:
         connection = await asyncpg.connect(self._dsn)
         try:
-            await connection.execute(Path(__file__).with_suffix(".sql").read_text())
+            for name in ("watch.sql", "execute.sql"):
+                await connection.execute(Path(__file__).with_name(name).read_text())
             await connection.add_listener(CHANNEL, self._on_notify)
         except BaseException:
             connection.terminate()
