@@ -1,0 +1,3 @@
+/** The web components. Call `connect(url, key)` or `use(client)` once; then the elements work wherever they stand. */
+export { connect, use } from './connection'
+export { language, LANGUAGES } from './language'

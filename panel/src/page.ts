@@ -1,0 +1,1 @@
+/** The page: asks where the project is, then shows the application. */
