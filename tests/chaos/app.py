@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
-from typing import Any
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-from processor import Discard, JobContext, JobItem, Processor, Retry, Snooze
+from processor import Discard, JobContext, JobItem, Processor, Retry, Snooze, SyncJobContext
 
 HOST, PORT = os.environ.get("CHAOS_WITNESS", "nobody:0").split(":")
 QUEUE = "chaos"
@@ -68,6 +70,37 @@ async def witnessed(job: JobContext[Task]) -> AsyncIterator[Testimony]:
         raise
     finally:
         writer.transport.abort()  # now, and not when this task has its next turn
+
+
+class BlockingTestimony:
+    """What one attempt of a plain function tells the witness."""
+
+    def __init__(self, job: SyncJobContext[Task], stream: BinaryIO) -> None:
+        self._job = job
+        self._stream = stream
+
+    def did(self, what: str) -> None:
+        """Do something outside."""
+        self._job.progress(0.5, 1.0)
+        self.tell({"did": what})
+
+    def tell(self, line: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(line).encode() + b"\n")
+        if not self._stream.readline():
+            raise ConnectionResetError("the witness is gone")
+
+
+@contextlib.contextmanager
+def witnessed_blocking(job: SyncJobContext[Task]) -> Iterator[BlockingTestimony]:
+    """Let the witness see an attempt of a plain function from its begin to its end."""
+    with (
+        socket.create_connection((HOST, int(PORT))) as connection,
+        connection.makefile("rwb", buffering=0) as stream,
+    ):
+        testimony = BlockingTestimony(job, stream)
+        testimony.tell({"begin": str(job.id), "attempt": job.attempt, "pid": os.getpid()})
+        yield testimony
+        testimony.tell({"end": "returned"})
 
 
 def job(name: str, **options: Any) -> Any:
@@ -151,6 +184,42 @@ async def long(job: JobContext[Task]) -> dict[str, int]:
             await witness.did(f"step {step}")
             job.log.info("a step", step=step)
     return {"n": job.payload.n}
+
+
+def in_steps(job: SyncJobContext[Task]) -> dict[str, int]:
+    """Work in steps, as ``long`` does, blocking."""
+    with witnessed_blocking(job) as witness:
+        for step in range(job.payload.steps):
+            # not time.sleep: on a moved clock the library that moves it refuses to wait for a moment in time
+            select.select([], [], [], job.payload.seconds)
+            witness.did(f"step {step}")
+    return {"n": job.payload.n}
+
+
+@job("thread", credits_per_job=2)
+def thread(job: SyncJobContext[Task]) -> dict[str, int]:
+    return in_steps(job)
+
+
+@job("process", credits_per_job=2, process=True)
+def process(job: SyncJobContext[Task]) -> dict[str, int]:
+    return in_steps(job)
+
+
+@job("checkpoints", credits_per_job=2)
+async def checkpoints(job: JobContext[Task]) -> dict[str, int]:
+    """Take steps that count once, and forget all else after the first attempt."""
+    async with witnessed(job) as witness:
+
+        async def take(step: int) -> int:
+            await asyncio.sleep(job.payload.seconds)
+            await witness.did(f"step {step}")
+            return step
+
+        taken = [await job.checkpoint(f"step {step}", take, step) for step in range(job.payload.steps)]
+        if job.attempt == 1:
+            raise Retry("once more", delay=0.2)
+    return {"n": job.payload.n + sum(taken) - sum(range(job.payload.steps))}
 
 
 @job("parent", credits_per_job=1)

@@ -25,8 +25,13 @@ WEIGHTS = {
     "snoozed": 2,
     "hopeless": 1,
     "long": 3,
+    "thread": 2,
+    "process": 2,
+    "checkpoints": 2,
     "parent": 1,
 }
+IN_STEPS = {"long", "thread", "process"}
+"""These take a while, and some of them are cancelled."""
 
 
 @dataclass(slots=True)
@@ -123,7 +128,7 @@ class Creator:
                 draft["owner_id"],
             )
             self.orders[order.id] = order
-            if cancels and order.kind == "long" and self._chance.random() < 0.4:
+            if cancels and order.kind in IN_STEPS and self._chance.random() < 0.4:
                 task = asyncio.create_task(
                     self._cancel_later(order, self._chance.uniform(0.1, 2.0)), name=f"cancel {order.id}"
                 )
@@ -143,8 +148,10 @@ class Creator:
         }
         if kind in {"items", "failing_items"}:
             draft["items"] = [f"item{number}" for number in range(chance.randint(2, 6))]
-        if kind == "long":
+        if kind in IN_STEPS:
             payload |= {"steps": chance.randint(4, 12), "seconds": round(chance.uniform(0.05, 0.2), 3)}
+        if kind == "checkpoints":
+            payload |= {"steps": chance.randint(2, 5)}
         return draft
 
     async def _cancel_later(self, order: Order, after: float) -> None:

@@ -7,7 +7,8 @@ lost
     an acknowledged job is gone, has not ended, or has not come to what it should; an item that is completed
     was never done outside; a parent counts children that have ended as open.
 doubled
-    a job ended twice, an item was completed twice, one key was answered with two jobs.
+    a job ended twice, an item was completed twice, one key was answered with two jobs, a step whose result
+    was kept was taken again by a later attempt.
 overlaps
     two attempts of a job went on at once. The exception is a process that stood still when the later attempt
     began: it cannot know. But once it goes on it may do nothing more outside for a job that another attempt
@@ -37,7 +38,17 @@ from tests.chaos.witness import Attempt
 from tests.chaos.world import Freeze
 
 ENDED = {"completed", "partial", "failed", "cancelled"}
-PER_JOB = {"priced": 5, "retried": 1, "hopeless": 4, "long": 2, "parent": 1, "part": 1}
+PER_JOB = {
+    "priced": 5,
+    "retried": 1,
+    "hopeless": 4,
+    "long": 2,
+    "thread": 2,
+    "process": 2,
+    "checkpoints": 2,
+    "parent": 1,
+    "part": 1,
+}
 PER_ITEM = {"items": 2, "failing_items": 3}
 
 JOBS = """
@@ -51,6 +62,7 @@ ITEMS = """
 """
 ENDS = "select job_id::text, status from chaos.ends"
 ITEMS_DONE = "select job_id::text, key from chaos.items_done"
+KEPT = "select job_id::text, name, attempt from public.job_checkpoints"
 BOOKS = "select problem, owner_id, job_id, expected, found from processor.check_credits() limit 20"
 SPENT = "select owner_id::text, spent, held, available, issued from public.credit_accounts"
 
@@ -69,6 +81,8 @@ class Evidence:
     """(job, status) for every time that a job ended."""
     items_done: list[tuple[str, str]] = field(default_factory=list)
     """(job, key) for every time that an item was completed."""
+    checkpoints: list[tuple[str, str, int]] = field(default_factory=list)
+    """(job, name of the step, attempt whose result was kept)."""
     faulty_books: list[str] = field(default_factory=list)
     accounts: dict[str, dict[str, int]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
@@ -115,6 +129,7 @@ async def collect(connection: asyncpg.Connection, evidence: Evidence) -> None:
         evidence.items.setdefault(row["job_id"], {})[row["key"]] = row["status"]
     evidence.ends += [tuple(row) for row in await connection.fetch(ENDS)]
     evidence.items_done += [tuple(row) for row in await connection.fetch(ITEMS_DONE)]
+    evidence.checkpoints += [tuple(row) for row in await connection.fetch(KEPT)]
     evidence.faulty_books += [str(dict(row)) for row in await connection.fetch(BOOKS)]
     evidence.accounts |= {row["owner_id"]: dict(row) for row in await connection.fetch(SPENT)}
 
@@ -195,6 +210,11 @@ def _doubled(evidence: Evidence) -> Iterator[str]:
     for (job_id, key), times in Counter(evidence.items_done).items():
         if times > 1:
             yield f"item {key} of job {job_id} was completed {times} times"
+    kept = {(job_id, name): attempt for job_id, name, attempt in evidence.checkpoints}
+    for attempt in evidence.attempts:
+        for _, what in attempt.did:
+            if attempt.attempt > (before := kept.get((attempt.job, what), attempt.attempt)):
+                yield f"{what} of job {attempt.job}, kept in attempt {before}, was taken in {attempt.attempt}"
 
 
 def _overlaps(evidence: Evidence) -> Iterator[str]:

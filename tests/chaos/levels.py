@@ -14,6 +14,8 @@ TASKS = 2
 """A probe, a timer: by name, at the moment of looking."""
 THREADS = 2
 """The pool of an event loop grows with its use, to its bound."""
+CHILDREN = 2
+"""The processes for handlers, which come when they are needed and stay."""
 MEMORY_SHARE, MEMORY_MB = 0.25, 15.0
 
 
@@ -72,7 +74,7 @@ class Level:
                 lines.append(f"{count} tasks named {name}, {before.tasks[name]} before")
         if self.threads > before.threads + THREADS:
             lines.append(f"{self.threads} threads, {before.threads} before")
-        if self.children > before.children:
+        if self.children > max(before.children, CHILDREN):
             lines.append(f"{self.children} child processes, {before.children} before")
         if self.memory_mb > before.memory_mb * (1 + MEMORY_SHARE) + MEMORY_MB:
             lines.append(f"{self.memory_mb:.0f} MB of memory, {before.memory_mb:.0f} before")

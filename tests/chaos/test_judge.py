@@ -42,12 +42,14 @@ def good() -> Evidence:
             "c": Order("c", "long", {"n": 9}, [], ANNA, cancelled=True),
             "h": Order("h", "hopeless", {"n": 10}, [], ANNA),
             "m": Order("m", "parent", {"n": 20}, [], ANNA),
+            "s": Order("s", "checkpoints", {"n": 30, "steps": 2}, [], ANNA),
         },
         jobs={
             "p": job("p", "priced", result={"n": 7}, credits_captured=5, attempt=2),
             "i": job("i", "items", result={"a": "A", "b": "B"}, credits_captured=4),
             "c": job("c", "long", status="cancelled", error_code="CANCELLED"),
             "h": job("h", "hopeless", status="failed", error_code="DISCARDED"),
+            "s": job("s", "checkpoints", result={"n": 30}, credits_captured=2, attempt=2),
             "m": job("m", "parent", result={"n": 20 + 21 + 22}, credits_captured=1),
             **{
                 f"m{n}": job(
@@ -63,13 +65,18 @@ def good() -> Evidence:
             ("c", "cancelled"),
             ("h", "failed"),
             ("m", "completed"),
+            ("s", "completed"),
         ],
         items_done=[("i", "a"), ("i", "b")],
-        accounts={ANNA: {"spent": 13, "held": 0, "available": 87, "issued": 100}},
+        checkpoints=[("s", "step 0", 1), ("s", "step 1", 2)],
+        accounts={ANNA: {"spent": 15, "held": 0, "available": 85, "issued": 100}},
         attempts=[
             Attempt("p", 1, 11, began=1.0, ended=2.0),
             Attempt("p", 2, 12, began=2.0, ended=4.0, how="returned", did=[(3.0, "work")]),
             Attempt("i", 1, 11, began=1.0, ended=3.0, how="returned", did=[(1.5, "a"), (2.0, "b")]),
+            # its first attempt took step 1, too, and was lost before that was kept
+            Attempt("s", 1, 11, began=1.0, ended=2.0, did=[(1.2, "step 0"), (1.5, "step 1")]),
+            Attempt("s", 2, 12, began=2.0, ended=3.0, how="returned", did=[(2.5, "step 1")]),
             *(
                 Attempt(name, 1, 12, began=1.0, ended=2.0, how="returned", did=[(1.5, "work")])
                 for name in ("m", "m0", "m1", "m2")
@@ -104,7 +111,7 @@ def failed_without_a_reason(it: Evidence) -> None:
 
 def cancelled_by_nobody(it: Evidence) -> None:
     it.jobs["p"] |= {"status": "cancelled", "error_code": "CANCELLED", "result": None, "credits_captured": 0}
-    it.accounts[ANNA] |= {"spent": 8, "available": 92}
+    it.accounts[ANNA] |= {"spent": 10, "available": 90}
 
 
 def a_parent_that_missed_a_child(it: Evidence) -> None:
@@ -133,6 +140,10 @@ def ended_twice(it: Evidence) -> None:
 
 def an_item_completed_twice(it: Evidence) -> None:
     it.items_done.append(("i", "a"))
+
+
+def a_step_taken_again(it: Evidence) -> None:
+    it.checkpoints[1] = ("s", "step 1", 1)
 
 
 def two_jobs_for_one_key(it: Evidence) -> None:
@@ -172,15 +183,15 @@ def a_wrong_price(it: Evidence) -> None:
 
 
 def spent_what_nothing_cost(it: Evidence) -> None:
-    it.accounts[ANNA] |= {"spent": 14, "available": 86}
+    it.accounts[ANNA] |= {"spent": 16, "available": 84}
 
 
 def still_held(it: Evidence) -> None:
-    it.accounts[ANNA] |= {"held": 5, "available": 82}
+    it.accounts[ANNA] |= {"held": 5, "available": 80}
 
 
 def credits_from_nowhere(it: Evidence) -> None:
-    it.accounts[ANNA]["available"] = 88
+    it.accounts[ANNA]["available"] = 86
 
 
 def a_leak(it: Evidence) -> None:
@@ -203,6 +214,7 @@ def a_leak(it: Evidence) -> None:
         (crashed_at_once, "lost"),
         (ended_twice, "doubled"),
         (an_item_completed_twice, "doubled"),
+        (a_step_taken_again, "doubled"),
         (two_jobs_for_one_key, "doubled"),
         (two_at_once, "overlaps"),
         (one_that_never_ended, "overlaps"),
@@ -246,10 +258,10 @@ def test_the_levels_of_a_process_tell_descriptors_tasks_threads_children_and_mem
         )
 
     before = level()
-    assert level(sockets=11, threads=4, mb=85, tasks=6).above(before) == []
+    assert level(sockets=11, threads=4, children=2, mb=85, tasks=6).above(before) == []
     assert len(level(tasks=7).above(before)) == 1
     assert len(level(sockets=12).above(before)) == 1
     assert len(level(pipes=4).above(before)) == 1
     assert len(level(threads=5).above(before)) == 1
-    assert len(level(children=1).above(before)) == 1
+    assert len(level(children=3).above(before)) == 1
     assert len(level(mb=95).above(before)) == 1

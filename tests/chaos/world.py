@@ -19,7 +19,7 @@ import asyncpg
 
 from processor.local.postgres import Postgres
 from tests.chaos.clock import Clock
-from tests.chaos.levels import Level
+from tests.chaos.levels import CHILDREN, Level
 from tests.chaos.witness import Witness
 from tests.conftest import DevProcess, RunningStack
 from tests.daemons import Daemon
@@ -56,6 +56,7 @@ class Member:
     proxy: FaultProxy
     clock: Clock | None
     spool: Path
+    feed: str = "postgres_changes"
     daemon: Daemon | None = None
 
     @property
@@ -128,7 +129,9 @@ class World:
             proxy = await self._cleanup.enter_async_context(FaultProxy(self.stack.url, seed=number))
             # one clock is enough: it is a library's, and the others' daemons are as users run them
             clock = Clock.find(self._directory / f"clock-{number}") if number == 0 else None
-            member = Member(f"daemon {number}", proxy, clock, self._directory / f"spool-{number}")
+            # every second one hears of jobs the other way
+            feed = "broadcast" if number % 2 else "postgres_changes"
+            member = Member(f"daemon {number}", proxy, clock, self._directory / f"spool-{number}", feed)
             self.fleet.append(member)
             self._cleanup.callback(self.kill_daemon, member)
             self.launch_daemon(member)
@@ -204,10 +207,12 @@ class World:
                 "SUPABASE_URL": member.proxy.url,
                 "SUPABASE_SERVICE_ROLE_KEY": self.stack.service_role_key,
                 "PROCESSOR_NAME": member.name,
+                "PROCESSOR_FEED": member.feed,
                 "PROCESSOR_LEASE_SECONDS": str(self.lease),
                 "PROCESSOR_POLL_SECONDS": "1",
                 "PROCESSOR_HEALTH_SECONDS": "5",
                 "PROCESSOR_SLOTS": "8",
+                "PROCESSOR_PROCESSES": str(CHILDREN),
                 "PROCESSOR_GRACE_SECONDS": "10",
                 "PROCESSOR_CANCEL_GRACE_SECONDS": "3",
                 "CHAOS_WITNESS": self.witness.address,
