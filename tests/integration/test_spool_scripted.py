@@ -243,6 +243,27 @@ async def test_more_than_the_limit_waits_in_memory_and_is_told_once(
     assert files(directory) == []
 
 
+async def test_the_file_goes_too_if_the_last_outcome_in_hand_was_never_in_it(
+    api: ScriptedApi, rpc: Rpc, directory: Path
+) -> None:
+    lines_written = asyncio.Event()
+
+    async def write_lines() -> None:
+        await lines_written.wait()
+
+    too_big = Outcome(OutcomeKind.DONE, result="x" * 1_100_000)
+    async with alive(rpc, directory) as life:
+        kept = life.soon(life.settler.job(attempt(), DONE))
+        last = life.soon(life.settler.job(attempt(), too_big, after=write_lines()))
+        await becomes(lambda: life.settler.depth.records == 1)
+        comes_back(api)
+        await asyncio.wait_for(kept, 15)
+        await becomes(lambda: life.settler.depth.records == 0)
+        lines_written.set()
+        await asyncio.wait_for(last, 15)
+        await becomes(lambda: not files(directory))
+
+
 # -- heirs ------------------------------------------------------------------------------------------
 
 
