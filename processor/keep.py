@@ -104,7 +104,7 @@ class Keeper:
             self._away = False
             self._look_later()  # some may have been in hand for long already
         gone = [entry.number for entry in entries if entry.number is not None]
-        # a file whose outcomes are all answered goes with the last one in hand, which may never have been in it
+        # a file with nothing left in it goes with the last outcome in hand, which may never have been there
         if gone or self._failed or (self._spool is not None and self._spool.exists):
             self._gone += gone
             self._wanted.set()
