@@ -52,7 +52,8 @@ PER_JOB = {
 PER_ITEM = {"items": 2, "failing_items": 3}
 
 JOBS = """
-    select id::text, replace(kind, 'chaos.', '') as kind, status, result::text, error_code, attempt,
+    select id::text, replace(kind, 'chaos.', '') as kind, status, result::text, error_code, error_message,
+      attempt,
       owner_id::text, parent_id::text, children_open, credits_held, credits_captured, payload ->> 'n' as n
     from public.jobs where kind like 'chaos.%'
 """
@@ -151,7 +152,8 @@ def _gone(evidence: Evidence) -> Iterator[str]:
             yield f"job {order.id} ({order.kind}) is gone"
     for job in evidence.jobs.values():
         if job["status"] not in ENDED:
-            yield f"job {job['id']} ({job['kind']}) is still {job['status']}, attempt {job['attempt']}"
+            why = f", after {job['error_code']}: {job['error_message']}" if job["error_code"] else ""
+            yield f"job {job['id']} ({job['kind']}) is still {job['status']}, attempt {job['attempt']}{why}"
         elif job["children_open"]:
             yield f"job {job['id']} ({job['kind']}) counts {job['children_open']} children as open"
 

@@ -23,6 +23,7 @@ def job(job_id: str, kind: str, **row: object) -> dict[str, object]:
         "status": "completed",
         "result": None,
         "error_code": None,
+        "error_message": None,
         "attempt": 1,
         "owner_id": ANNA,
         "parent_id": None,
