@@ -46,8 +46,8 @@ do $$
 begin
   -- the same number as in processor.schema_version() below
   if to_regprocedure('processor.schema_version()') is not null then
-    if processor.schema_version() > 2 then
-      raise exception 'this database has version % of the schema, newer than version 2', processor.schema_version()
+    if processor.schema_version() > 3 then
+      raise exception 'this database has version % of the schema, newer than version 3', processor.schema_version()
         using hint = 'Take the files of a newer package: pip install --upgrade supabase-job-processor';
     end if;
   end if;
@@ -80,7 +80,7 @@ language sql
 immutable
 set search_path = '', pg_temp
 as $$
-  select 2
+  select 3
 $$;
 comment on function processor.schema_version() is
   'The version of this schema. A daemon made for another one refuses to start and says what to run.';
