@@ -39,7 +39,8 @@ begin
   perform public.create_job('ping', '{"n": 6}', tags => '{retrying}', idempotency_key => 'six');
   perform public.create_job('translate', '{"n": 7}', '["de", "fr"]', owner_id => alice, tags => '{processing}');
   perform public.create_job('translate', '{"n": 8}', '["de"]', owner_id => alice, tags => '{waiting for children}',
-    children => '[{"kind": "translate", "items": ["de"], "tags": ["child"]}, {"kind": "render", "tags": ["last child"], "delay_seconds": 9000}]',
+    children => '[{"kind": "translate", "items": ["de"], "tags": ["child"]},
+      {"kind": "render", "tags": ["last child"], "delay_seconds": 9000}]',
     on_child_failure => 'fail');
   claimed := public.claim_jobs(worker, gen_random_uuid(), array['default', 'fair', 'metered'], 100);
   for job in select * from public.jobs j where j.status = 'processing' order by j.id loop

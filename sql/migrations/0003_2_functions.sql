@@ -1,4 +1,4 @@
--- What version 3 has with other arguments. The numbered files make it anew, in the same transaction.
+-- The numbered files follow in the same transaction. What version 3 has no more, or with other arguments.
 
 do $migration$
 begin
@@ -9,7 +9,7 @@ begin
     return;
   end if;
 
+  drop index if exists public.jobs_retry_of_idx;
   drop function if exists public.retry_job(uuid);
-  drop function if exists processor.repetition(public.jobs);
 end
 $migration$;

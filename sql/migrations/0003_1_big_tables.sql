@@ -1,0 +1,4 @@
+-- outside a transaction
+-- What reads every job, while jobs run. Version 2 goes on working until the next file.
+
+create unique index concurrently if not exists jobs_retries_idx on public.jobs (retry_of, idempotency_key) nulls not distinct where retry_of is not null;
