@@ -25,6 +25,7 @@
         ├── WorkerUnknown        JQ011
         ├── UniqueConflict       JQ012
         ├── TooManyPending       JQ014
+        ├── OperatorsOnly        JQ015
         └── InsufficientCredits  PT402
 """
 
@@ -333,6 +334,10 @@ class TooManyPending(ApiError):
     """The owner has as many jobs waiting in the queue as it allows one owner (``max_pending_per_owner``)."""
 
 
+class OperatorsOnly(ApiError):
+    """The caller is no operator: neither the service nor a user whose token says ``is_operator``."""
+
+
 class InsufficientCredits(ApiError):
     """The account has fewer credits than the job needs."""
 
@@ -352,6 +357,7 @@ SQLSTATES: dict[str, type[ApiError]] = {
     "JQ012": UniqueConflict,
     "JQ013": SchemaMismatch,
     "JQ014": TooManyPending,
+    "JQ015": OperatorsOnly,
     "PT402": InsufficientCredits,
 }
 """What the SQL functions raise, and what it becomes here. A test proves that nothing is missing."""

@@ -42,7 +42,7 @@ from processor.redact import redact
 from processor.refusal import refused
 from processor.transport import Transport
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of ``sql/`` that this package speaks."""
 
 log = structlog.get_logger("processor.rpc")

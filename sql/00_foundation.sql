@@ -39,15 +39,15 @@
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits, 42 holds · 45 how a job ends
 --   50, 52 create · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items
---   72 children · 73 checkpoints · 75 finish, release · 80 operators: credits · 81 the books · 82 views · 84 functions · 86 retention
---   87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
+--   72 children · 73 checkpoints · 75 finish, release · 80 operators: credits · 81 the books · 82 views · 84 functions
+--   85 operators over the API · 86 retention · 87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
 
 do $$
 begin
   -- the same number as in processor.schema_version() below
   if to_regprocedure('processor.schema_version()') is not null then
-    if processor.schema_version() > 2 then
-      raise exception 'this database has version % of the schema, newer than version 2', processor.schema_version()
+    if processor.schema_version() > 3 then
+      raise exception 'this database has version % of the schema, newer than version 3', processor.schema_version()
         using hint = 'Take the files of a newer package: pip install --upgrade supabase-job-processor';
     end if;
   end if;
@@ -80,7 +80,7 @@ language sql
 immutable
 set search_path = '', pg_temp
 as $$
-  select 2
+  select 3
 $$;
 comment on function processor.schema_version() is
   'The version of this schema. A daemon made for another one refuses to start and says what to run.';
@@ -139,7 +139,8 @@ comment on function processor.fail(text, text, text, text) is
   'Raise one of our own errors. Codes: JQ001 unknown kind, JQ002 unknown queue, JQ003 invalid payload, '
   'JQ004 too large, JQ005 invalid items, JQ006 invalid argument, JQ007 idempotency conflict, '
   'JQ008 job not found, JQ009 wrong state, JQ010 not allowed, JQ011 unknown worker, JQ012 unique_key taken, '
-  'JQ013 schema version mismatch, JQ014 too many pending jobs, PT402 insufficient credits (the one that PostgREST must answer with 402).';
+  'JQ013 schema version mismatch, JQ014 too many pending jobs, JQ015 not an operator, '
+  'PT402 insufficient credits (the one that PostgREST must answer with 402).';
 
 create or replace function processor.is_server_trouble(code text)
 returns boolean
@@ -169,3 +170,37 @@ $$;
 comment on function processor.is_client() is
   'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones, and whoever inherits the '
   'rights of authenticated but not those of service_role.';
+
+create or replace function processor.is_operator()
+returns boolean
+language sql
+stable
+set search_path = '', pg_temp
+as $$
+  -- complete in itself: policies call it as a user, who finds nothing else of this schema. Claims outside app_metadata are
+  -- the project's own word (an access token hook's); those in user_metadata are the user's, and count for nothing.
+  select case current_setting('role')
+    when 'authenticated' then
+      coalesce(jsonb 'true' in (auth.jwt() -> 'is_operator', auth.jwt() -> 'app_metadata' -> 'is_operator'), false)
+    when 'none' then -- the SQL editor; but not a person who logs in with the rights of users, see is_client()
+      pg_has_role(session_user, 'service_role', 'usage') or not pg_has_role(session_user, 'authenticated', 'usage')
+    else current_setting('role') in ('postgres', 'supabase_admin', 'service_role')
+  end
+$$;
+comment on function processor.is_operator() is
+  'Whether an operator is calling: the service, the SQL editor, or a signed-in user whose token says is_operator: true, at its top or in '
+  'app_metadata.';
+
+create or replace function processor.check_operator()
+returns void
+language plpgsql
+set search_path = '', pg_temp
+as $$
+begin
+  if not processor.is_operator() then
+    perform processor.fail('JQ015', 'only operators may do this', '',
+      'An operator''s token has is_operator: true in app_metadata. After it was set, sign in again.');
+  end if;
+end
+$$;
+comment on function processor.check_operator() is 'Raise JQ015 unless an operator is calling.';

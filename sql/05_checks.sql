@@ -176,3 +176,36 @@ end
 $$;
 comment on function processor.check_elements(jsonb, boolean, text) is
   'Raise an error if something is not an array of objects with the names of create_job''s parameters, or retry_of if internal.';
+
+create or replace function processor.check_limits(limits jsonb)
+returns void
+language plpgsql
+set search_path = '', pg_temp
+as $$
+declare
+  known constant text[] := array['max_processing', 'rate_limit', 'rate_seconds', 'max_processing_per_owner', 'max_pending_per_owner',
+    'timeout_seconds', 'max_attempts'];
+  most constant bigint[] := array[2147483647, 1000000000, 86400, 2147483647, 2147483647, 604800, 100];
+  needed constant text[] := array['rate_seconds', 'timeout_seconds', 'max_attempts'];
+  l record;
+begin
+  if coalesce(jsonb_typeof(check_limits.limits), '') <> 'object' then
+    perform processor.fail('JQ006', 'limits must be an object', '', 'Give {"max_processing": 5, "rate_limit": null}: null lifts a limit.');
+  end if;
+  for l in select e.key, e.value, jsonb_typeof(e.value) as type from jsonb_each(check_limits.limits) e loop
+    if l.key <> all (known) then
+      perform processor.fail('JQ006', format('limits has an unknown key: %s', left(l.key, 100)), '',
+        'Known are ' || array_to_string(known, ', '));
+    elsif l.type = 'null' and l.key = any (needed) then
+      perform processor.fail('JQ006', format('%s cannot be null', l.key), '', 'Leave it out to keep what it is.');
+    elsif l.type not in ('number', 'null') or l.type = 'number' and (l.value #>> '{}')::numeric % 1 <> 0 then
+      perform processor.fail('JQ006', format('%s is %s, but must be a whole number', l.key, left(l.value::text, 100)), '',
+        case when l.key = any (needed) then '' else 'null lifts the limit.' end);
+    elsif l.type = 'number' then
+      perform processor.check_range(l.key, (l.value #>> '{}')::numeric, 1, most[array_position(known, l.key)]);
+    end if;
+  end loop;
+end
+$$;
+comment on function processor.check_limits(jsonb) is
+  'Raise JQ006 unless this is an object of limits of a queue, as set_queue_limits() takes it.';

@@ -79,7 +79,9 @@ create unique index if not exists jobs_idempotency_key_idx on public.jobs (owner
 create unique index if not exists jobs_unique_key_idx on public.jobs (owner_id, kind, unique_key)
   nulls not distinct where unique_key is not null and status in ('pending', 'processing');
 create index if not exists jobs_parent_idx on public.jobs (parent_id) where parent_id is not null;
-create unique index if not exists jobs_retry_of_idx on public.jobs (retry_of) where retry_of is not null;
+-- a job is repeated once; and once with everything, which has an idempotency_key
+create unique index if not exists jobs_retries_idx on public.jobs (retry_of, idempotency_key)
+  nulls not distinct where retry_of is not null;
 -- what may have killed two workers: almost always empty
 create index if not exists jobs_suspects_idx on public.jobs (queue, priority desc, run_at, id)
   where status = 'pending' and crashes > 1;
@@ -126,7 +128,8 @@ comment on column public.jobs.idempotency_key is 'create_job with the same key a
 comment on column public.jobs.input_digest is
   'SHA-256 of kind, queue, payload and items, if there is an idempotency_key: what "the same input" means.';
 comment on column public.jobs.unique_key is 'At most one pending or processing job of this owner and kind has it.';
-comment on column public.jobs.retry_of is 'The ended job whose open items this one repeats.';
+comment on column public.jobs.retry_of is
+  'The ended job that this one repeats: its open items, or with an idempotency_key all of it.';
 comment on column public.jobs.tags is 'Words to find it by: at most 20.';
 comment on column public.jobs.parent_id is 'The job that this one is a part of; it has the same owner.';
 comment on column public.jobs.children_total is 'How many children it has been given.';

@@ -201,7 +201,8 @@ set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
-  client constant boolean := processor.is_client();
+  -- what an operator has us repeat is made as it was, whoever's it is
+  client constant boolean := processor.is_client() and not (draft_jobs.internal and processor.is_operator());
   caller constant uuid := auth.uid();
   moment constant timestamptz := processor.now();
   most constant int := 20; -- levels of children: what ends a job goes up and down the family, and the stack has an end

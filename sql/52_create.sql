@@ -44,8 +44,8 @@ declare
   existing public.jobs;
   taken text;
 begin
-  if draft.retry_of is not null then
-    select * into existing from public.jobs j where j.retry_of = draft.retry_of;
+  if draft.retry_of is not null and draft.idempotency_key is null then
+    select * into existing from public.jobs j where j.retry_of = draft.retry_of and j.idempotency_key is null;
   else
     select * into existing from public.jobs j where j.id = processor.keyed_job(draft.owner_id, draft.idempotency_key);
   end if;
@@ -293,11 +293,12 @@ begin
     select x.id, i.key, i.position, i.payload
     from unnest(with_items) x cross join lateral processor.parse_items(x.items, x.items_total) i;
   end if;
-  if exists (select from unnest(complete_drafts.drafts) x where x.retry_of is not null) then
+  if exists (select from unnest(complete_drafts.drafts) x where x.retry_of is not null and x.idempotency_key is null) then
     -- copied, not looked up later: what is repeated may be pruned while its repetition runs
     insert into public.job_checkpoints (job_id, name, result, attempt, created_at)
     select x.id, c.name, c.result, 0, c.created_at
-    from unnest(complete_drafts.drafts) x join public.job_checkpoints c on c.job_id = x.retry_of;
+    from unnest(complete_drafts.drafts) x join public.job_checkpoints c on c.job_id = x.retry_of
+    where x.idempotency_key is null; -- one that repeats everything begins anew
   end if;
   if holds <> '{}' then
     perform processor.open_holds(holds);

@@ -8,13 +8,16 @@ stable
 set search_path = '', pg_temp
 as $$
   with recursive line (id, retry_of, place) as (
-    select j.id, j.retry_of, 0 from public.jobs j where j.id = retried.job_id
+    select j.id, case when j.idempotency_key is null then j.retry_of end, 0
+    from public.jobs j where j.id = retried.job_id
     union all
-    select o.id, o.retry_of, l.place + 1 from line l join public.jobs o on o.id = l.retry_of where l.place < 100
+    select o.id, case when o.idempotency_key is null then o.retry_of end, l.place + 1
+    from line l join public.jobs o on o.id = l.retry_of where l.place < 100
   )
   select array_agg(l.id) from line l
 $$;
-comment on function processor.retried(uuid) is 'A job and the jobs it is a retry of.';
+comment on function processor.retried(uuid) is
+  'A job and the jobs whose open parts it repeats; what one has done that is repeated with everything is not taken over.';
 
 create or replace function processor.claimed(ids uuid[])
 returns json

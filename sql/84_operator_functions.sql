@@ -42,6 +42,40 @@ as $$
 $$;
 comment on function processor.resume_queue(text) is 'The end of pause_queue(): workers are woken and claim again.';
 
+create or replace function processor.set_queue_limits(name text, limits jsonb)
+returns public.job_queues
+language plpgsql
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+declare
+  q public.job_queues;
+  wanted public.job_queues;
+begin
+  perform processor.check_limits(set_queue_limits.limits);
+  -- LOCK: the queue
+  select * into q from public.job_queues x where x.name = set_queue_limits.name for no key update;
+  if not found then
+    perform processor.fail('JQ002', format('unknown queue: %s', coalesce(left(set_queue_limits.name, 100), 'null')), '',
+      'See select name from public.job_queues.');
+  end if;
+  wanted := jsonb_populate_record(q, set_queue_limits.limits - array['rate_seconds', 'timeout_seconds']);
+  wanted.rate_period := coalesce(make_interval(secs => (limits ->> 'rate_seconds')::double precision), q.rate_period);
+  wanted.timeout := coalesce(make_interval(secs => (limits ->> 'timeout_seconds')::double precision), q.timeout);
+  if wanted is distinct from q then -- no worker is woken for nothing
+    update public.job_queues x
+    set max_processing = wanted.max_processing, rate_limit = wanted.rate_limit, rate_period = wanted.rate_period,
+      max_processing_per_owner = wanted.max_processing_per_owner, max_pending_per_owner = wanted.max_pending_per_owner,
+      max_attempts = wanted.max_attempts, timeout = wanted.timeout
+    where x.name = q.name;
+  end if;
+  return wanted;
+end
+$$;
+comment on function processor.set_queue_limits(text, jsonb) is
+  'Change some of a queue''s limits, the others stay; null lifts one: select * from processor.set_queue_limits(''default'', '
+  '''{"max_processing": 5, "rate_limit": null}''). Their names are those of job_queues, with rate_seconds and timeout_seconds.';
+
 create or replace function processor.drain_worker(worker text)
 returns setof public.job_workers
 language plpgsql

@@ -16,7 +16,10 @@ declare
     'tell_of_jobs', 'tell_of_queues', 'tell_worker',
     'register_worker', 'heartbeat_worker', 'claim_jobs',
     'report_progress', 'append_job_logs', 'save_checkpoints', 'read_checkpoint', 'finish_items', 'finish_jobs', 'release_jobs',
-    'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation'
+    'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
+    'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
+    'read_jobs', 'read_job', 'pause_queue', 'resume_queue', 'set_queue_limits', 'drain_worker', 'pause_schedule', 'resume_schedule',
+    'run_schedule'
   ];
   o record;
 begin
@@ -73,12 +76,16 @@ $$;
 grant select on public.jobs, public.job_items, public.job_logs, public.job_kinds,
   public.credit_accounts, public.credit_lots, public.credit_entries, public.credit_holds, public.credit_captures,
   public.credit_statement to authenticated;
+-- no row of these but to operators, see the policies
+grant select on public.job_queues, public.job_workers, public.job_schedules to authenticated;
 grant select on public.credit_statement to service_role;
 grant insert, update, delete on public.job_queues, public.job_kinds, public.job_schedules to service_role;
 grant update (draining) on public.job_workers to service_role;
 -- the least-privilege worker reads what it subscribes to
 grant select on public.jobs, public.job_queues, public.job_schedules, public.job_workers to job_processor;
 
+-- a policy calls what it names with the rights of whoever reads; to be named once is enough, so nobody needs the schema
+grant execute on function processor.is_operator() to authenticated;
 -- the default of a column is computed with the rights of whoever inserts
 grant execute on function processor.now() to service_role;
 -- functions: clients
@@ -86,7 +93,7 @@ grant execute on function
   public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[], numeric, text, uuid, jsonb, text),
   public.create_jobs(jsonb),
   public.cancel_job(uuid),
-  public.retry_job(uuid)
+  public.retry_job(uuid, boolean)
 to authenticated, service_role;
 -- functions: workers
 grant execute on function
@@ -107,6 +114,25 @@ grant execute on function
   public.expire_credits(int),
   public.check_installation()
 to service_role, job_processor;
+-- functions: operators, who may be signed-in users; each asks who is calling
+grant execute on function
+  public.read_queues(),
+  public.read_workers(),
+  public.read_schedules(),
+  public.read_errors(int),
+  public.read_error_rates(int),
+  public.read_throughput(int),
+  public.read_credit_days(int),
+  public.read_jobs(text[], text, text, uuid, int),
+  public.read_job(uuid),
+  public.pause_queue(text),
+  public.resume_queue(text),
+  public.set_queue_limits(text, jsonb),
+  public.drain_worker(text),
+  public.pause_schedule(text),
+  public.resume_schedule(text),
+  public.run_schedule(text)
+to authenticated, service_role;
 -- functions: a server that sells credits
 grant execute on function
   public.grant_credits(uuid, bigint, text, text, int, timestamptz),
@@ -144,6 +170,16 @@ drop policy if exists credit_captures_are_read_by_the_holds_owner on public.cred
 create policy credit_captures_are_read_by_the_holds_owner on public.credit_captures
   for select to authenticated
   using (exists (select from public.credit_holds h where h.job_id = credit_captures.job_id and h.owner_id = (select auth.uid())));
+-- not so jobs: an "or" beside the owner would spoil the index; operators read them with read_jobs()
+drop policy if exists job_queues_are_read_by_operators on public.job_queues;
+create policy job_queues_are_read_by_operators on public.job_queues
+  for select to authenticated using ((select processor.is_operator()));
+drop policy if exists job_workers_are_read_by_operators on public.job_workers;
+create policy job_workers_are_read_by_operators on public.job_workers
+  for select to authenticated using ((select processor.is_operator()));
+drop policy if exists job_schedules_are_read_by_operators on public.job_schedules;
+create policy job_schedules_are_read_by_operators on public.job_schedules
+  for select to authenticated using ((select processor.is_operator()));
 drop policy if exists jobs_are_read_by_workers on public.jobs;
 create policy jobs_are_read_by_workers on public.jobs for select to job_processor using (true);
 drop policy if exists job_queues_are_read_by_workers on public.job_queues;

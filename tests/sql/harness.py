@@ -25,6 +25,8 @@ BOOTSTRAP = ROOT / "processor" / "local" / "bootstrap.sql"
 
 ALICE = UUID("a11ce000-0000-4000-8000-000000000001")
 BOB = UUID("b0b00000-0000-4000-8000-000000000002")
+OPERATOR = UUID("0b0e0000-0000-4000-8000-000000000003")
+"""A signed-in user whose token says that he is an operator."""
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 TABLES = (
@@ -79,6 +81,8 @@ class Project:
             if by is not None:
                 role = by if isinstance(by, str) else "authenticated"
                 claims = {"role": role} | ({"sub": str(by)} if isinstance(by, UUID) else {})
+                if by == OPERATOR:
+                    claims["app_metadata"] = {"is_operator": True}
                 session = "set local session authorization authenticator; " if api else ""
                 await self.connection.execute(f"{session}set local role {role}")
                 await self.sql("select set_config('request.jwt.claims', $1, true)", json.dumps(claims))
@@ -133,6 +137,15 @@ class Project:
         await self.sql("insert into public.job_queues (name) values ($1) on conflict do nothing", queue)
         await self._upsert("job_kinds", "kind", {"kind": kind, "queue": queue, "public": True} | columns)
 
+    async def read(self, function: str, *, by: UUID | str | None = None, **arguments: Any) -> list[Any]:
+        """Call a function that returns rows; each as PostgREST would give it."""
+        names = ", ".join(f'"{name}" => ${number}' for number, name in enumerate(arguments, 1))
+        async with self.acting(by):
+            rows = await self.rows(
+                f"select to_jsonb(r) as row from public.{function}({names}) r", *arguments.values()
+            )
+        return [row["row"] for row in rows]
+
     async def _upsert(self, table: str, key: str, columns: Row) -> None:
         names = ", ".join(columns)
         values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
@@ -154,8 +167,8 @@ class Project:
     async def cancel(self, job: Row, *, by: UUID | str | None = None) -> Row:
         return await self.call("cancel_job", by=by, job_id=job["id"])
 
-    async def retry(self, job: Row, *, by: UUID | str | None = None) -> Row:
-        return await self.call("retry_job", by=by, job_id=job["id"])
+    async def retry(self, job: Row, *, by: UUID | str | None = None, **arguments: Any) -> Row:
+        return await self.call("retry_job", by=by, job_id=job["id"], **arguments)
 
     # what is there
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, Worker, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, OPERATOR, Worker, done, failed, fixture
 
 
 @fixture
@@ -102,10 +102,11 @@ async def test_a_stranger_cannot_cancel_and_learns_nothing(project, worker):
     assert (await project.job(job))["status"] == "pending"
 
 
-async def test_the_service_and_the_operator_may_cancel_any_job(project, worker):
-    for by in ("service_role", None):
+async def test_the_service_and_operators_may_cancel_any_job(project, worker):
+    for by in ("service_role", OPERATOR, None):
         job = await translate(project)
         assert (await project.cancel(job, by=by))["status"] == "cancelled"
+    assert await project.balance(ALICE) == (100, 0, 0)
 
 
 # release
@@ -226,3 +227,102 @@ async def test_a_retry_takes_the_unique_key_again(project, worker):
     await translate(project, unique_key="u")
     async with project.refused("JQ012", "u"):
         await project.retry(new, by=ALICE)
+
+
+@pytest.mark.parametrize("all_items", [False, True])
+async def test_an_operator_retries_any_job_and_its_owner_pays(project, worker, all_items):
+    old = await ended(project, worker)
+    new = await project.retry(old, by=OPERATOR, all_items=all_items)
+    assert (new["owner_id"], new["items_total"]) == (str(ALICE), 3 if all_items else 2)
+    assert await project.balance(ALICE) == (90 - new["credits_held"], new["credits_held"], 10)
+    assert await project.balance(OPERATOR) == (0, 0, 0)
+
+
+async def test_an_operator_retries_what_no_user_may_create(project, worker):
+    await project.kind("internal", public=False)
+    job = await project.create("internal", queue="default")
+    await project.cancel(job)
+    new = await project.retry(job, by=OPERATOR)
+    assert (new["retry_of"], new["owner_id"]) == (job["id"], None)
+
+
+async def test_an_operator_creates_jobs_as_himself_only(project, worker):
+    await project.kind("internal", public=False)
+    assert (await project.create("echo", by=OPERATOR))["owner_id"] == str(OPERATOR)
+    async with project.refused("JQ001"):
+        await project.create("internal", by=OPERATOR)
+    async with project.refused("JQ010"):
+        await project.create("echo", by=OPERATOR, owner_id=ALICE)
+
+
+# retry with everything
+
+
+@pytest.mark.parametrize("completed", [("de",), ("de", "fr", "it")])
+async def test_everything_again_is_a_new_job_with_all_items(project, worker, completed):
+    old = await ended(project, worker, completed=completed, outcome="done" if completed[1:] else "fail")
+    assert old["status"] == ("completed" if completed[1:] else "partial")
+    paid = 10 * len(completed)
+    new = await project.retry(old, by=ALICE, all_items=True)
+    assert (new["retry_of"], new["status"], new["credits_held"]) == (old["id"], "pending", 30)
+    assert {key: item["status"] for key, item in (await project.items(new)).items()} == dict.fromkeys(
+        ("de", "fr", "it"), "pending"
+    )
+    assert await project.balance(ALICE) == (100 - paid - 30, 30, paid)
+    [claimed] = await worker.claim()
+    assert (claimed["id"], claimed["done"]) == (new["id"], [])
+    assert await project.job(old) == old
+
+
+async def test_everything_again_asked_for_again_is_the_same_job(project, worker):
+    old = await ended(project, worker)
+    new = await project.retry(old, by=ALICE, all_items=True)
+    assert await project.retry(old, by=ALICE, all_items=True) == new
+    assert await project.retry(old, by=OPERATOR, all_items=True) == new
+    third = await project.retry(await project.cancel(new), by=ALICE, all_items=True)
+    assert (third["retry_of"], third["items_total"]) == (new["id"], 3)
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_what_is_open_and_everything_are_two_repetitions(project, worker, first):
+    old = await ended(project, worker)
+    made = [await project.retry(old, by=ALICE, all_items=each) for each in (first, not first)]
+    assert sorted(job["items_total"] for job in made) == [2, 3]
+    assert [await project.retry(old, all_items=each) for each in (first, not first)] == made
+
+
+async def test_everything_again_of_a_job_without_items(project, worker):
+    job = await project.create("echo", by=ALICE, payload={"x": 1}, tags=["t"])
+    [claimed] = await worker.claim()
+    await worker.finish(claimed, result={"y": 2})
+    new = await project.retry(job, by=ALICE, all_items=True)
+    assert (new["payload"], new["tags"], new["result"], new["retry_of"]) == ({"x": 1}, ["t"], None, job["id"])
+
+
+@pytest.mark.parametrize("state", ["pending", "processing"])
+async def test_a_job_that_has_not_ended_is_not_repeated(project, worker, state):
+    job = await project.create("echo", by=ALICE)
+    if state == "processing":
+        await worker.claim()
+    async with project.refused("JQ009", state, "has ended"):
+        await project.retry(job, by=ALICE, all_items=True)
+
+
+async def test_everything_again_without_enough_credits_creates_nothing(project, worker):
+    old = await ended(project, worker, completed=("de", "fr", "it"), outcome="done")
+    await project.kind("translate", credits_per_item=25)
+    async with project.refused("PT402", "75 needed", "70 available"):
+        await project.retry(old, by=ALICE, all_items=True)
+
+
+async def test_a_key_of_ones_own_is_no_repetition(project, worker):
+    old = await ended(project, worker)
+    await project.create("echo", by=ALICE, idempotency_key=f"all of/{old['id']}")
+    async with project.refused("JQ007"):
+        await project.retry(old, by=ALICE, all_items=True)
+
+
+async def test_a_stranger_repeats_nothing(project, worker):
+    old = await ended(project, worker)
+    async with project.refused("JQ008", old["id"]):
+        await project.retry(old, by=BOB, all_items=True)

@@ -226,6 +226,20 @@ async def test_owners_and_workers_do_not_see_them_and_the_service_does(project, 
         assert await project.rows(query) == [{"name": "fetched"}]
 
 
+async def test_everything_again_begins_without_checkpoints(project):
+    await project.kind("echo")
+    worker = await project.worker()
+    old = await project.create()
+    [job] = await worker.claim()
+    await save(worker, job, fetched=1)
+    await worker.finish(job, "fail")
+    again = await project.retry(old, all_items=True)
+    await project.retry(old)
+    jobs = {job["id"]: job["checkpoints"] for job in await worker.claim(2)}
+    assert jobs.pop(again["id"]) == []
+    assert [[step["name"] for step in steps] for steps in jobs.values()] == [["fetched"]]
+
+
 async def test_two_reports_of_one_checkpoint_at_once_do_not_meet_at_the_index(database):
     """The second waits for the job, which the first one holds, and finds its checkpoint there."""
     first, second = await database.project(), await database.project()

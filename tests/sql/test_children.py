@@ -455,6 +455,46 @@ async def test_a_child_with_nothing_left_does_not_keep_its_parent_from_being_ret
     assert (new["status"], new["children_total"]) == ("pending", 0)
 
 
+async def test_everything_again_repeats_every_child_but_those_that_the_handler_spawns(project, worker):
+    parent, _ = await family(project, part("a"), part("b", "c"))
+    for job in await claim_parts(worker, 2):
+        await work(worker, job, result="old")
+    [running] = await worker.claim()
+    assert [child["result"] for child in running["children"]] == ["old", "old"]
+    await spawn(worker, running, part("d") | {"key": "spawned"})
+    await worker.finish(running, "wait")
+    [spawned] = await claim_parts(worker, 1)
+    await work(worker, spawned)
+    [running] = await worker.claim()
+    await worker.finish(running)
+
+    new = await project.retry(parent, by=ALICE, all_items=True)
+    repeated = await children_of(project, new)
+    assert [list(await project.items(child)) for child in repeated] == [["a"], ["b", "c"]]
+    assert (new["children_open"], new["run_at"][:4]) == (2, "9999")
+    assert await project.retry(parent, by=ALICE, all_items=True) == new
+    for job in await claim_parts(worker, 2):
+        await work(worker, job, result="new")
+    [running] = await worker.claim()
+    # what the first ones came to is not taken over
+    assert [(c["id"], c["result"]) for c in running["children"]] == [(i, "new") for i in ids(repeated)]
+    [again] = (await spawn(worker, running, part("d") | {"key": "spawned"}))["jobs"]
+    assert again["created"]
+
+
+async def test_a_family_in_which_a_child_was_repeated_before_is_repeated_whole(project, worker):
+    parent, children = await family(project, part("a"), part("b"))
+    for job in await claim_parts(worker, 2):
+        await work(worker, job)
+    [running] = await worker.claim()
+    await worker.finish(running)
+    alone = await project.retry(children[0], by=ALICE, all_items=True)
+    new = await project.retry(parent, by=ALICE, all_items=True)
+    repeated = await children_of(project, new)
+    assert [child["retry_of"] for child in repeated] == ids(children)
+    assert alone["id"] not in ids(repeated)
+
+
 async def test_a_child_is_retried_by_itself(project, worker):
     parent, children = await family(project, part("a"), part("b"))
     one, two = await claim_parts(worker, 2)

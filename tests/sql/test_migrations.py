@@ -12,11 +12,14 @@ from tests.sql.harness import ALICE, BOB, OLD_VERSIONS, Worker, done
 
 async def rows_of(project):
     """Return all rows of all tables of the schema."""
-    tables = [
-        row["tablename"] for row in await project.rows("select * from pg_tables where schemaname = 'public'")
-    ]
+    tables = await project.rows(
+        "select schemaname || '.' || tablename as name from pg_tables "
+        "where schemaname in ('public', 'processor')"
+    )
     return {
-        table: [row["row"] for row in await project.rows(f"select to_jsonb(t) as row from public.{table} t")]
+        table["name"]: [
+            row["row"] for row in await project.rows(f"select to_jsonb(t) as row from {table['name']} t")
+        ]
         for table in tables
     }
 
@@ -118,4 +121,37 @@ async def test_jobs_of_version_1_go_on_where_they_were(old):
     granted = await project.grant(ALICE, 1000, reason="welcome", idempotency_key="order-1")
     assert granted["issued"] == 1000
     assert (await project.balance(BOB))[2] == 10
+    assert await project.faults() == []
+
+
+async def test_jobs_of_version_2_go_on_where_they_were(old):
+    database = await old(2)
+    [project] = database.projects
+    await schema.apply(database.dsn)
+
+    async def tagged(tag):
+        return await project.sql("select to_jsonb(j) from public.jobs j where tags = array[$1]", tag)
+
+    worker = Worker(project, UUID("00000000-0000-4000-8000-00000000000a"))
+    available, held, spent = await project.balance(ALICE)
+    ended = await worker.finish(await tagged("processing"), items=[done("fr")])
+    assert (ended["stale"], ended["status"]) == (False, "completed")
+    assert await project.balance(ALICE) == (available, held - 6, spent + 6)
+
+    # a parent hears of the end of its children
+    parent = await tagged("waiting for children")
+    assert (parent["children_total"], parent["children_open"]) == (2, 2)
+    await worker.finish(await tagged("child"), items=[done("de")])
+    assert (await tagged("waiting for children"))["children_open"] == 1
+    available, held, spent = await project.balance(ALICE)
+    await project.cancel(await tagged("last child"))
+    assert (await tagged("waiting for children"))["error_code"] == "CHILD_FAILED"
+    assert await project.balance(ALICE) == (available + 10 + 3, held - 10 - 3, spent)
+
+    # checkpoints go with a retry of what is open, and all of it can be done again
+    partial = await tagged("partial")
+    again = await project.retry(partial)
+    assert again["items_total"] == 1
+    copied = "select name from public.job_checkpoints where job_id = $1"
+    assert await project.sql(copied, UUID(again["id"])) == "fetch"
     assert await project.faults() == []

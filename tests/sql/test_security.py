@@ -10,7 +10,26 @@ import pytest
 from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, fixture
 
 LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
-CLIENT_FUNCTIONS = {"create_job", "create_jobs", "cancel_job", "retry_job"}
+CLIENT_FUNCTIONS = {"create_job", "create_jobs", "cancel_job", "retry_job", "read_jobs", "read_job"}
+OPERATED = {"job_queues", "job_schedules", "job_workers"}
+"""Tables of which a user sees rows if he is an operator."""
+OPERATOR_FUNCTIONS = {
+    "read_queues",
+    "read_workers",
+    "read_schedules",
+    "read_errors",
+    "read_error_rates",
+    "read_throughput",
+    "read_credit_days",
+    "pause_queue",
+    "resume_queue",
+    "set_queue_limits",
+    "drain_worker",
+    "pause_schedule",
+    "resume_schedule",
+    "run_schedule",
+}
+"""Signed-in users may call them too, and are refused unless they are operators."""
 WORKER_FUNCTIONS = {
     "register_worker",
     "heartbeat_worker",
@@ -101,8 +120,8 @@ async def test_anon_reads_no_table(busy, table):
         await busy.rows(f"select * from public.{table}")
 
 
-async def test_a_user_executes_the_client_functions_and_nothing_else(project):
-    assert await functions_of(project, "authenticated") == CLIENT_FUNCTIONS
+async def test_a_user_executes_the_functions_of_clients_and_operators_and_nothing_else(project):
+    assert await functions_of(project, "authenticated") == CLIENT_FUNCTIONS | OPERATOR_FUNCTIONS
 
 
 async def test_a_user_writes_no_table(project):
@@ -111,7 +130,7 @@ async def test_a_user_writes_no_table(project):
 
 async def test_a_user_reads_the_tables_meant_for_users(project):
     rights = await rights_of(project, "authenticated", "select")
-    assert rights["select"] == {*OWNED, "job_kinds"}
+    assert rights["select"] == {*OWNED, *OPERATED, "job_kinds"}
 
 
 @pytest.mark.parametrize("table", OWNED)
@@ -199,10 +218,8 @@ async def test_a_worker_role_does_a_whole_job(project):
 
 
 async def test_the_service_executes_all_public_functions_and_no_private_ones(project):
-    assert await functions_of(project, "service_role") == CLIENT_FUNCTIONS | WORKER_FUNCTIONS | {
-        "grant_credits",
-        "refund_credits",
-    }
+    functions = CLIENT_FUNCTIONS | OPERATOR_FUNCTIONS | WORKER_FUNCTIONS
+    assert await functions_of(project, "service_role") == functions | {"grant_credits", "refund_credits"}
 
 
 async def test_the_service_reads_all_and_writes_the_knobs_only(project):
@@ -300,9 +317,12 @@ async def test_a_definer_function_for_users_asks_who_is_calling(project):
         where p.pronamespace::regnamespace::text in {OURS} and p.prosecdef
           and has_function_privilege('authenticated', p.oid, 'execute')
     """)
-    assert {row["proname"] for row in rows} == CLIENT_FUNCTIONS
+    assert {row["proname"] for row in rows} == CLIENT_FUNCTIONS | OPERATOR_FUNCTIONS
     for row in rows:
-        assert re.search(r"processor\.(is_client\(\)|add_jobs\()", row["prosrc"]), row["proname"]
+        asks = (
+            r"check_operator" if row["proname"] in OPERATOR_FUNCTIONS else r"(is_client|add_jobs|is_operator)"
+        )
+        assert re.search(rf"processor\.{asks}\(", row["prosrc"]), row["proname"]
     [drafts] = await project.rows("select prosrc from pg_proc where proname = 'draft_jobs'")
     assert "processor.is_client()" in drafts["prosrc"], "add_jobs leaves it to draft_jobs"
 
@@ -400,8 +420,9 @@ async def test_policies_ask_for_the_user_once_per_query(project):
     for row in rows:
         assert row["cmd"] == "SELECT"
         assert row["with_check"] is None
-        if "uid()" in row["qual"]:
-            assert row["qual"].count("uid()") == row["qual"].count("( SELECT auth.uid() AS uid)"), row
+        for function, name in (("auth.uid()", "uid"), ("processor.is_operator()", "is_operator")):
+            asked = row["qual"].count(function)
+            assert asked == row["qual"].count(f"( SELECT {function} AS {name})"), row
 
 
 async def test_realtime_publishes_exactly_the_intended_tables(project):
