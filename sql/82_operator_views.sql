@@ -205,6 +205,7 @@ rows 1000
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off -- compiling takes longer than reading
 as $$
 #variable_conflict use_column
 declare

@@ -15,6 +15,7 @@ security definer -- nobody but the owner of schema processor may use it
 rows 20
 set search_path = '', pg_temp
 set enable_seqscan = off
+set jit = off -- compiling takes longer than reading
 as $$
 #variable_conflict use_column
 begin
@@ -147,6 +148,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off -- compiling takes longer than reading
 as $$
 #variable_conflict use_column
 declare
@@ -245,6 +247,7 @@ security definer -- nobody but the owner may read the credits of all
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off -- compiling takes longer than reading
 as $$
 #variable_conflict use_column
 declare
@@ -323,15 +326,17 @@ rows 50
 set search_path = '', pg_temp
 set plan_cache_mode = force_custom_plan -- which index is best depends on what is asked for
 set enable_seqscan = off
+set jit = off -- compiling takes longer than reading
 as $$
 #variable_conflict use_column
+-- "limit" is a keyword and the name that callers know: @plpgsql_check_options: other_warnings = off
 declare
   everybody constant boolean := processor.is_operator();
   caller constant uuid := auth.uid();
   pattern text;
   digits text;
 begin
-  perform processor.check_range('limit', coalesce(read_jobs.limit, 0), 1, 500);
+  perform processor.check_range('limit', coalesce(read_jobs."limit", 0), 1, 500);
   perform processor.check_choice('status', s, array['pending', 'processing', 'completed', 'partial', 'failed', 'cancelled'])
   from unnest(read_jobs.statuses) s;
   if coalesce(read_jobs.search, '') = '' then
@@ -342,7 +347,7 @@ begin
       and (read_jobs.statuses is null or l.status = any (read_jobs.statuses))
       and (read_jobs.queue is null or l.queue = read_jobs.queue)
     order by l.id desc
-    limit read_jobs.limit;
+    limit read_jobs."limit";
     return;
   end if;
   perform processor.check_text('search', read_jobs.search, 200);
@@ -366,7 +371,7 @@ begin
       where l.kind ilike pattern or l.error_code ilike pattern or l.error_message ilike pattern or l.progress_message ilike pattern
         or exists (select from unnest(l.tags) t where t ilike pattern)
       order by l.id desc
-      limit read_jobs.limit
+      limit read_jobs."limit"
     )
     union
     (
@@ -377,11 +382,11 @@ begin
         and (read_jobs.statuses is null or x.status = any (read_jobs.statuses))
         and (read_jobs.queue is null or x.queue = read_jobs.queue)
       order by x.id desc
-      limit read_jobs.limit
+      limit read_jobs."limit"
     )
   ) f
   order by f.id desc
-  limit read_jobs.limit;
+  limit read_jobs."limit";
 end
 $$;
 comment on function public.read_jobs(text[], text, text, uuid, int) is

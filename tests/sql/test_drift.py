@@ -168,8 +168,8 @@ MILD = {
         "columns of view processor.throughput is one integer instead of",
     ),
     "a column dropped": (
-        "alter table public.jobs drop column tags",
-        "column public.jobs.tags is missing",
+        "alter table public.jobs drop column claim_id",
+        "column public.jobs.claim_id is missing",
     ),
     "a column of an identity dropped": (
         "alter table public.credit_entries alter column id drop identity",
@@ -338,13 +338,13 @@ async def test_all_that_is_wrong_is_told_the_serious_first(project):
         drop index public.jobs_pending_idx;
         alter table public.job_items disable row level security;
         grant select on public.jobs to anon;
-        drop function public.retry_job(uuid);
+        drop function public.retry_job(uuid, boolean);
     """)
     told = await problems(project.connection)
     assert [(problem.serious, problem.says) for problem in told] == [
         (True, "a right too many: select on table public.jobs to anon"),
         (True, "row level security of public.job_items is off: everyone with a grant sees every row"),
-        (False, "function public.retry_job(uuid) is missing"),
+        (False, "function public.retry_job(uuid, boolean) is missing"),
         (False, "index public.jobs_pending_idx is missing"),
     ]
 
