@@ -159,3 +159,49 @@ async def test_by_realtime_a_user_hears_of_own_rows_only_and_an_anonymous_one_of
         for data in heard["mallory"]
         if data["table"] in {"job_workers", "job_queues"} and data.get("record")
     ]
+
+
+async def test_a_user_becomes_an_operator_with_the_next_token_and_sees_to_the_jobs_of_all(shop, new_user):
+    daemon = await shop.daemon()
+    alice, olga = await new_user(credits=20), await new_user()
+    job = await shop.create("pack", {"fail": ["b"]}, by=alice, items=["a", "b"])
+    await daemon.event("job.finished", job_id=job["id"])
+    async with httpx.AsyncClient(base_url=shop.stack.url, trust_env=False) as http:
+
+        async def call(function, token, **arguments):
+            headers = shop.stack.headers(token)
+            return (await http.post(f"/rest/v1/rpc/{function}", json=arguments, headers=headers)).json()
+
+        assert (await call("read_queues", olga.access_token))["code"] == "JQ015"
+        assert await call("read_jobs", olga.access_token) == []
+        # what users say of themselves counts for nothing
+        await http.put(
+            "/auth/v1/user",
+            json={"data": {"is_operator": True}, "app_metadata": {"is_operator": True}},
+            headers=shop.stack.headers(olga.access_token),
+        )
+        answer = await http.put(
+            f"/auth/v1/admin/users/{olga.id}",
+            json={"app_metadata": {"is_operator": True}},
+            headers=shop.stack.headers(shop.stack.service_role_key),
+        )
+        assert answer.status_code == 200, answer.text
+        assert (await call("read_queues", olga.access_token))["code"] == "JQ015"
+        answer = await http.post(
+            "/auth/v1/token?grant_type=refresh_token",
+            json={"refresh_token": olga.refresh_token},
+            headers=shop.stack.headers(),
+        )
+        token = answer.json()["access_token"]
+
+        queues = await call("read_queues", token)
+        assert shop.queue in [row["queue"] for row in queues]
+        [row] = await call("read_jobs", token, queue=shop.queue, statuses=["partial"], limit=5)
+        assert (row["id"], row["owner_id"]) == (job["id"], alice.id)
+        assert "payload" not in row
+        told = await call("read_job", token, job_id=job["id"])
+        assert [item["status"] for item in told["items"]] == ["completed", "failed"]
+        again = await call("retry_job", token, job_id=job["id"], all_items=True)
+        assert (again["owner_id"], again["items_total"]) == (alice.id, 2)
+        limits = {"name": shop.queue, "limits": {"max_processing": 2}}
+        assert (await call("set_queue_limits", token, **limits))["max_processing"] == 2

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 - the angle quotes mark the placeholders of the cook-book
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -199,6 +200,14 @@ async def _(k, project):
     assert (row["reason"], row["count"]) == ("rate_limited", 41)
 
 
+@recipe("Change several limits at once")
+async def _(k, project):
+    await project.queue("default", rate_limit=9, max_attempts=7)
+    [row] = await k.cook()
+    assert (row["max_processing"], row["rate_limit"], row["timeout"]) == (5, None, timedelta(minutes=2))
+    assert row["max_attempts"] == 7
+
+
 @recipe("Give every owner a fair share")
 async def _(k, project):
     await k.cook(0)
@@ -234,6 +243,15 @@ async def _(k, project):
     assert (first["retried"], first["next_since"], first["problems"]) == (1, None, [])
     assert second["retried"] == 0
     assert await project.sql("select status from public.jobs where retry_of is not null") == "pending"
+
+
+@recipe("Do all of a job again")
+async def _(k, project):
+    await project.grant(ALICE, 100)
+    completed = await project.sql("select id::text from public.jobs where status = 'completed'")
+    [row] = await k.cook(job_id=completed)
+    assert (row["status"], row["items_total"], row["credits_held"]) == ("pending", 1, 10)
+    assert (await k.cook(job_id=completed))[0]["id"] == row["id"]
 
 
 @recipe("Cancel all of a queue")
@@ -406,6 +424,46 @@ async def _(k, project):
         await project.sql("update public.credit_accounts set held = held + 1, available = available - 1")
         assert await k.cook()
         await project.sql("update public.credit_accounts set held = held - 1, available = available + 1")
+
+
+async def signed_up(project):
+    await project.sql("insert into auth.users (id, email) values ($1, 'alice@example.com')", ALICE)
+    await project.sql("insert into auth.sessions (user_id) values ($1)", ALICE)
+
+
+async def is_operator(project):
+    """Tell what a token that Auth issues now would make of Alice."""
+    metadata = await project.sql("select raw_app_meta_data from auth.users where id = $1", ALICE)
+    async with project.acting(ALICE, api=True):
+        claims = {"role": "authenticated", "sub": str(ALICE), "app_metadata": metadata}
+        await project.sql("select set_config('request.jwt.claims', $1, true)", json.dumps(claims))
+        return len(await project.rows("select * from public.job_queues")) > 0
+
+
+@recipe("Make somebody an operator")
+async def _(k, project):
+    await signed_up(project)
+    assert not await is_operator(project)
+    assert await k.cook(email="alice@example.com") == [{"id": ALICE, "email": "alice@example.com"}]
+    assert await is_operator(project)
+
+
+@recipe("Make somebody an operator no more")
+async def _(k, project):
+    await signed_up(project)
+    await project.sql("""update auth.users set raw_app_meta_data = '{"is_operator": true, "x": 1}'""")
+    await k.cook(email="alice@example.com")
+    assert not await is_operator(project)
+    assert await project.sql("select raw_app_meta_data from auth.users") == {"x": 1}
+    assert await project.rows("select * from auth.sessions") == []
+
+
+@recipe("Who is one?")
+async def _(k, project):
+    await signed_up(project)
+    assert await k.cook() == []
+    await project.sql("""update auth.users set raw_app_meta_data = '{"is_operator": true}'""")
+    assert [row["id"] for row in await k.cook()] == [ALICE]
 
 
 @recipe("How long are finished jobs kept?")
