@@ -280,7 +280,8 @@ end
 $$;
 comment on function public.read_credit_days(int) is
   'The credits of all owners on each of the last days (1 to 366, UTC, today included), for operators, from the journal. granted: less what '
-  'was taken back; captured: when the job ended; refunded: what jobs gave back when they ended, and what was refunded later.';
+  'was taken back; captured: when the job ended; refunded: what jobs gave back when they ended, and what was refunded later. Every entry '
+  'of those days is read, which takes a second for a million: where there are many, ask seldom.';
 
 create or replace view processor.job_lines with (security_invoker = on) as
 select j.id, j.queue, j.kind, j.owner_id, j.status, j.priority, j.progress, j.progress_message, j.items_total, j.items_done,
