@@ -91,9 +91,7 @@ CLAIM = {
     "a claim in the order of creation": mutant(
         PICK, "order by j.run_at, j.id", "order by j.id", "create", "claim"
     ),
-    "a claim of the least important": mutant(
-        PICK, "max(x.priority)", "min(x.priority)", "claim", "create"
-    ),
+    "a claim of the least important": mutant(PICK, "max(x.priority)", "min(x.priority)", "claim", "create"),
     "a claim of kinds without a handler": mutant(
         PICK, "pick_in_order.kinds", "array(select x.kind from public.job_kinds x)", "claim"
     ),
