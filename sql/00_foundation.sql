@@ -87,31 +87,36 @@ comment on function processor.schema_version() is
 
 create or replace function processor.now()
 returns timestamptz
-language sql
+language plpgsql
 volatile
 set search_path = '', pg_temp
 as $$
+begin
   -- clock_timestamp(), not now(): after waiting for a lock the start of the transaction is the past
-  select case
+  return case
     when session_user = 'authenticator' then clock_timestamp()
     else coalesce(nullif(current_setting('processor.now', true), '')::timestamptz, clock_timestamp())
-  end
+  end;
+end
 $$;
 comment on function processor.now() is
   'The only clock. Tests may set the session variable processor.now; API sessions cannot.';
 
 create or replace function processor.uuid7()
 returns uuid
-language sql
+language plpgsql
 volatile
 set search_path = '', pg_temp
 as $$
+declare
+  us constant bigint := extract(epoch from clock_timestamp()) * 1000000;
+begin
   -- 48 bits of milliseconds, the version, 12 bits of a millisecond's fraction, 62 random bits: what is made later sorts
   -- later, so jobs made in one call run in the order given, and a child's id is greater than its parent's
-  select encode(
-    int8send(((t.us / 1000) << 16) | 28672 | ((t.us % 1000) * 4096 / 1000)) || substring(uuid_send(gen_random_uuid()) from 9),
-    'hex')::uuid
-  from (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us) t
+  return encode(
+    int8send(((us / 1000) << 16) | 28672 | ((us % 1000) * 4096 / 1000)) || substring(uuid_send(gen_random_uuid()) from 9),
+    'hex')::uuid;
+end
 $$;
 comment on function processor.uuid7() is
   'A uuid that sorts by time of creation, to the microsecond (version 7), on every supported PostgreSQL.';
@@ -156,16 +161,18 @@ comment on function processor.is_server_trouble(text) is
 
 create or replace function processor.is_client()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = '', pg_temp
 as $$
+begin
   -- the setting, not current_user: inside a security definer function the latter is the definer
-  select coalesce(nullif(current_setting('role'), 'none'), session_user)
+  return coalesce(nullif(current_setting('role'), 'none'), session_user)
     not in ('postgres', 'supabase_admin', 'service_role', 'job_processor')
   -- nobody set a role: a trigger of Auth's, which is trusted, or a person who logs in with the rights of users
   and (current_setting('role') <> 'none'
-    or (pg_has_role(session_user, 'authenticated', 'usage') and not pg_has_role(session_user, 'service_role', 'usage')))
+    or (pg_has_role(session_user, 'authenticated', 'usage') and not pg_has_role(session_user, 'service_role', 'usage')));
+end
 $$;
 comment on function processor.is_client() is
   'Whether an end user is calling, who may act only on own jobs: any API role but the trusted ones, and whoever inherits the '

@@ -211,6 +211,7 @@ declare
   above int[]; -- the places of their parents in drafts
   current int := 0; -- the depth
   what text := 'job';
+  nested boolean; -- whether any of this depth has children
   e record;
   d processor.draft;
   k public.job_kinds;
@@ -224,8 +225,11 @@ declare
   hint text;
 begin
   loop
-    perform processor.check_elements(wave, draft_jobs.internal, what);
+    if current > 0 then
+      perform processor.check_elements(wave, draft_jobs.internal, what);
+    end if;
     d := null;
+    nested := false;
     for e in
       select * from rows from (jsonb_populate_recordset(null::processor.wish, wave)) with ordinality
     loop
@@ -296,11 +300,10 @@ begin
         perform processor.fail('JQ003', format('payload must be a JSON object, this is %s', jsonb_typeof(d.payload)),
           '', 'Wrap it: {"value": …}.');
       end if;
-      perform processor.check_size('payload', d.payload, 262144);
-      perform processor.check_depth('payload', d.payload);
+      perform processor.check_size('payload', d.payload, 262144), processor.check_depth('payload', d.payload);
       d.priority := coalesce(e.priority, 0);
       d.max_attempts := coalesce(e.max_attempts, q.max_attempts);
-      if e.priority is not null then
+      if d.priority <> 0 then
         perform processor.check_range('priority', e.priority, -1000, 1000);
       end if;
       if e.max_attempts is not null then
@@ -324,7 +327,7 @@ begin
       d.idempotency_key := e.idempotency_key;
       d.unique_key := e.unique_key;
       d.on_conflict := coalesce(e.on_conflict, 'error');
-      if coalesce(d.idempotency_key, d.unique_key, e.on_conflict) is not null then
+      if coalesce(d.idempotency_key, d.unique_key) is not null or d.on_conflict <> 'error' then
         perform processor.check_text('idempotency_key', d.idempotency_key, 200);
         perform processor.check_text('unique_key', d.unique_key, 200);
         perform processor.check_choice('on_conflict', d.on_conflict, array['error', 'replace', 'return']);
@@ -359,7 +362,7 @@ begin
       d.unit_price := case when d.owner_id is null then 0 else k.credits_per_item + k.credits_per_job end; -- one of them is 0
 
       d.on_child_failure := coalesce(e.on_child_failure, 'continue');
-      if e.on_child_failure is not null then
+      if d.on_child_failure <> 'continue' then
         perform processor.check_choice('on_child_failure', d.on_child_failure, array['continue', 'fail']);
       end if;
       if coalesce(e.children, '[]') <> '[]' then
@@ -372,6 +375,7 @@ begin
         if current + 1 > most then
           perform processor.fail('JQ006', format('there are more than %s levels of children', most), '', 'Make the tree flatter.');
         end if;
+        nested := true;
         d.children := e.children;
         d.run_at := processor.never();
       end if;
@@ -381,12 +385,12 @@ begin
       drafts := drafts || d;
     end loop;
 
+    exit when not nested;
     select jsonb_agg(c.value order by x.ordinality, c.ordinality), array_agg(x.ordinality::int order by x.ordinality, c.ordinality)
     into wave, above
     from unnest(drafts) with ordinality x
     cross join lateral jsonb_array_elements(x.children) with ordinality c
     where x.depth = current and x.children is not null;
-    exit when wave is null;
     current := current + 1;
     what := 'child';
   end loop;
@@ -406,5 +410,5 @@ exception when others then
 end
 $$;
 comment on function processor.draft_jobs(jsonb, boolean) is
-  'Check an array of jobs, each with the names of create_job''s parameters, and their children, and give them what follows from kind, '
+  'Check an array of jobs that check_elements() let pass, each with the names of create_job''s parameters, and their children, and give them what follows from kind, '
   'queue and parent: first the jobs of the array, then their children, then theirs. Nothing is written or locked.';

@@ -135,7 +135,16 @@ declare
   turns bigint[];
   payers uuid[];
   concerned uuid[];
+  alone boolean := true; -- whether no draft touches anything but its own row
+  d processor.draft;
 begin
+  foreach d in array lock_drafts.drafts loop
+    alone := d.unit_price = 0 and d.parent_id is null and d.unique_key is null;
+    exit when not alone;
+  end loop;
+  if alone and not exists (select from public.job_queues q where q.max_pending_per_owner is not null) then
+    return;
+  end if;
   select array_agg(distinct x.owner_id) filter (where x.unit_price > 0 or x.parent_id is not null),
     array_agg(distinct x.parent_id) filter (where x.parent_id is not null and x.depth = 0),
     array_agg(hashtextextended(format('unique %s %s %s', x.owner_id, x.kind, x.unique_key), 0)) filter (where x.unique_key is not null)
@@ -170,9 +179,6 @@ declare
   replaced processor.verdict[];
   waiting uuid[];
 begin
-  if not exists (select from unnest(make_way.drafts) x where x.on_conflict = 'replace' and x.unique_key is not null) then
-    return;
-  end if;
   -- LOCK: the caller has called lock_drafts()
   select array_agg(processor.ending(j.id, 'cancelled', 'REPLACED', 'replaced by a newer job with the same unique_key')),
     array_agg(distinct p.id) filter (where p.id is not null)
@@ -204,7 +210,8 @@ set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
-  current int := 0; -- the depth
+  deepest constant int := coalesce(write_drafts.drafts[cardinality(write_drafts.drafts)].depth, -1); -- -1: there are none
+  replacing boolean;
   wave processor.draft[];
   d processor.draft;
   parents uuid[];
@@ -213,17 +220,19 @@ declare
   made uuid[] := '{}'::uuid[];
 begin
   -- LOCK: the caller has called lock_drafts()
-  loop
-    wave := array(
-      select x from unnest(write_drafts.drafts) x
-      where x.depth = current and (x.depth = 0 or x.parent_id = any (written))
-      -- two calls that name the same keys in different orders must not meet at the index in a circle
-      order by x.owner_id, x.idempotency_key, x.n
-    );
-    exit when wave = '{}';
-    perform processor.make_way(wave, made);
-    parents := array(select distinct x.parent_id from unnest(wave) x where x.parent_id is not null);
-    if parents <> '{}' then
+  for level in 0..deepest loop
+    -- two calls that name the same keys in different orders must not meet at the index in a circle
+    select array_agg(x order by x.owner_id, x.idempotency_key, x.n),
+      array_agg(distinct x.parent_id) filter (where x.parent_id is not null),
+      bool_or(x.on_conflict = 'replace' and x.unique_key is not null)
+    into wave, parents, replacing
+    from unnest(write_drafts.drafts) x
+    where x.depth = level and (x.depth = 0 or x.parent_id = any (written));
+    exit when wave is null;
+    if replacing then
+      perform processor.make_way(wave, made);
+    end if;
+    if parents is not null then
       select * into ended from public.jobs p where p.id = any (parents) and p.finished_at is not null limit 1;
       if found then
         perform processor.fail('JQ009', format('job %s is %s: it gets no more children', ended.id, ended.status));
@@ -247,13 +256,13 @@ begin
         n := d.n;
         job_id := processor.find_conflict(d, cardinality(write_drafts.drafts) > 1);
         created := false;
-        if current = 0 then
+        if level = 0 then
           return next;
         end if;
       end loop;
     end if;
     made := made || written;
-    if parents <> '{}' then
+    if parents is not null then
       update public.jobs p
       set children_total = p.children_total + c.count, children_open = p.children_open + c.count, updated_at = processor.now()
       from (
@@ -262,7 +271,6 @@ begin
       ) c
       where p.id = any (parents) and p.id = c.parent_id;
     end if;
-    current := current + 1;
   end loop;
 
   perform processor.complete_drafts(case when cardinality(made) = cardinality(write_drafts.drafts) then write_drafts.drafts
@@ -281,32 +289,46 @@ set search_path = '', pg_temp
 as $$
 #variable_conflict use_column
 declare
-  with_items processor.draft[] := array(select x from unnest(complete_drafts.drafts) x where x.items is not null);
-  holds public.credit_holds[] := array(
-    select row(x.id, x.owner_id, x.units, x.unit_price, x.per_item, 0, 0, null)::public.credit_holds
-    from unnest(complete_drafts.drafts) x where x.unit_price > 0 order by x.owner_id, x.id
-  );
-  waiting uuid[] := array(select x.id from unnest(complete_drafts.drafts) x where x.children is not null);
+  with_items processor.draft[];
+  repeating processor.draft[];
+  waiting uuid[];
+  holds public.credit_holds[];
+  alone boolean := true; -- whether nothing belongs to any of them
+  limited constant boolean := exists (select from public.job_queues q where q.max_pending_per_owner is not null);
+  d processor.draft;
 begin
-  if with_items <> '{}' then
+  foreach d in array complete_drafts.drafts loop
+    alone := d.unit_price = 0 and d.items is null and d.children is null and d.retry_of is null;
+    exit when not alone;
+  end loop;
+  if alone and not limited then
+    return;
+  end if;
+  select array_agg(x) filter (where x.items is not null),
+    array_agg(x) filter (where x.retry_of is not null and x.idempotency_key is null), -- one that repeats everything begins anew
+    array_agg(x.id) filter (where x.children is not null),
+    array_agg(row(x.id, x.owner_id, x.units, x.unit_price, x.per_item, 0, 0, null)::public.credit_holds order by x.owner_id, x.id)
+      filter (where x.unit_price > 0)
+  into with_items, repeating, waiting, holds
+  from unnest(complete_drafts.drafts) x;
+  if with_items is not null then
     insert into public.job_items (job_id, key, position, payload)
     select x.id, i.key, i.position, i.payload
     from unnest(with_items) x cross join lateral processor.parse_items(x.items, x.items_total) i;
   end if;
-  if exists (select from unnest(complete_drafts.drafts) x where x.retry_of is not null and x.idempotency_key is null) then
+  if repeating is not null then
     -- copied, not looked up later: what is repeated may be pruned while its repetition runs
     insert into public.job_checkpoints (job_id, name, result, attempt, created_at)
     select x.id, c.name, c.result, 0, c.created_at
-    from unnest(complete_drafts.drafts) x join public.job_checkpoints c on c.job_id = x.retry_of
-    where x.idempotency_key is null; -- one that repeats everything begins anew
+    from unnest(repeating) x join public.job_checkpoints c on c.job_id = x.retry_of;
   end if;
-  if holds <> '{}' then
+  if holds is not null then
     perform processor.open_holds(holds);
   end if;
-  if exists (select from public.job_queues q where q.max_pending_per_owner is not null) then
+  if limited then
     perform processor.check_pending(complete_drafts.drafts);
   end if;
-  if waiting <> '{}' then -- all of its children may have been there already, as somebody else's
+  if waiting is not null then -- all of its children may have been there already, as somebody else's
     update public.jobs j set run_at = j.created_at where j.id = any (waiting) and j.children_open = 0;
   end if;
 end
@@ -320,8 +342,10 @@ language plpgsql
 set search_path = '', pg_temp
 as $$
 declare
-  drafts constant processor.draft[] := processor.draft_jobs(add_jobs.wanted, add_jobs.internal);
+  drafts processor.draft[];
 begin
+  perform processor.check_elements(add_jobs.wanted, add_jobs.internal);
+  drafts := processor.draft_jobs(add_jobs.wanted, add_jobs.internal);
   perform processor.lock_drafts(drafts);
   return query select * from processor.write_drafts(drafts);
 end
@@ -351,24 +375,30 @@ create or replace function public.create_job(
 )
 returns public.jobs
 language plpgsql
-security definer -- clients have no right to write tables; what they may do is decided in add_jobs
+security definer -- clients have no right to write tables; what they may do is decided in draft_jobs
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-  job public.jobs;
-begin
-  select a.job_id into job.id
-  from processor.add_jobs(jsonb_build_array(jsonb_build_object(
+  wanted constant jsonb := jsonb_build_array(jsonb_build_object(
     'kind', create_job.kind, 'payload', create_job.payload, 'items', create_job.items, 'queue', create_job.queue,
     'priority', create_job.priority, 'run_at', create_job.run_at, 'idempotency_key', create_job.idempotency_key,
     'unique_key', create_job.unique_key, 'owner_id', create_job.owner_id, 'max_attempts', create_job.max_attempts,
     'timeout_seconds', create_job.timeout_seconds, 'tags', create_job.tags, 'delay_seconds', create_job.delay_seconds,
     'on_conflict', create_job.on_conflict, 'parent_id', create_job.parent_id, 'children', create_job.children,
     'on_child_failure', create_job.on_child_failure
-  ))) a;
+  ));
+  drafts processor.draft[];
+  job public.jobs;
+begin
+  if create_job.payload is null or create_job.payload = 'null' then -- all else is right: the names are our own
+    perform processor.check_elements(wanted, false);
+  end if;
+  drafts := processor.draft_jobs(wanted);
+  perform processor.lock_drafts(drafts);
+  select a.job_id into job.id from processor.write_drafts(drafts) a;
   select * into job from public.jobs j where j.id = job.id; -- a statement of its own sees what the one before wrote
   return job;
 end

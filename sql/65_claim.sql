@@ -19,6 +19,96 @@ $$;
 comment on function processor.retried(uuid) is
   'A job and the jobs whose open parts it repeats; what one has done that is repeated with everything is not taken over.';
 
+create or replace function processor.open_items(job_id uuid)
+returns json
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(json_agg(i), '[]')
+    from (
+      select i.key, i.position, i.payload, i.attempts
+      from public.job_items i where i.job_id = open_items.job_id and i.status = 'pending' order by i.position
+    ) i
+  );
+end
+$$;
+comment on function processor.open_items(uuid) is 'The items of a job that are still to do, as its worker gets them.';
+
+create or replace function processor.done_items(job_id uuid)
+returns json
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(json_agg(d), '[]')
+    from (
+      select i.key, i.position,
+        case when sum(octet_length(i.result::text)) over (order by i.position) <= 4194304 then i.result end as result
+      from public.job_items i where i.job_id = done_items.job_id and i.status = 'completed' order by i.position
+    ) d
+  );
+end
+$$;
+comment on function processor.done_items(uuid) is
+  'The items of a job that earlier attempts did, as its worker gets them: results up to 4 MiB, the rest as null.';
+
+create or replace function processor.children_for(job_id uuid)
+returns json
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(json_agg(n), '[]')
+    from (
+      select c.id, c.kind, c.status, c.error_code, c.error_message,
+        case when sum(octet_length(c.result::text)) over (order by c.id) <= 4194304 then c.result end as result
+      from public.jobs c
+      where c.parent_id = any (processor.retried(children_for.job_id))
+        and (c.parent_id = children_for.job_id or c.status = 'completed') -- the others were repeated with it
+      order by c.id
+    ) n
+  );
+end
+$$;
+comment on function processor.children_for(uuid) is
+  'The children of a job, with those that completed under the jobs it is a retry of, as its worker gets them: results up to 4 MiB, '
+  'the rest as null.';
+
+create or replace function processor.checkpoints_for(job_id uuid)
+returns json
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return (
+    select coalesce(json_agg(s), '[]')
+    from (
+      select c.name,
+        case when sum(octet_length(c.result::text)) over before <= 4194304 then c.result end as result,
+        sum(octet_length(c.result::text)) over before > 4194304 as left_out
+      from public.job_checkpoints c where c.job_id = checkpoints_for.job_id
+      window before as (order by c.created_at, c.name)
+      order by c.created_at, c.name
+    ) s
+  );
+end
+$$;
+comment on function processor.checkpoints_for(uuid) is
+  'The checkpoints of a job, as its worker gets them: results up to 4 MiB, the rest as null and marked left_out; read_checkpoint() '
+  'has them.';
+
 create or replace function processor.claimed(ids uuid[])
 returns json
 language plpgsql -- keeps its plan between calls, which is most of what such a function costs
@@ -27,51 +117,19 @@ set search_path = '', pg_temp
 set enable_sort = on -- claim_jobs has it off
 as $$
 begin
-  -- json, not jsonb, and rows, not json_build_object: a third of the time
+  -- json, not jsonb, and rows, not json_build_object: a third of the time. What few jobs have is looked for by functions: even
+  -- a look that is not taken costs its share of a statement
   return coalesce((
     select json_agg(c)
     from (
       select j.id, j.queue, j.kind, j.owner_id, j.priority, j.payload, j.attempt, j.failures, j.max_attempts, j.run_at, j.created_at,
         j.tags, extract(epoch from coalesce(j.timeout, q.timeout)) as timeout_seconds,
         j.cancel_requested_at is not null as cancel_requested, j.items_total, j.items_done, j.parent_id,
-        case when j.items_total = 0 then '[]' else (
-          select coalesce(json_agg(i), '[]')
-          from (
-            select i.key, i.position, i.payload, i.attempts
-            from public.job_items i where i.job_id = j.id and i.status = 'pending' order by i.position
-          ) i
-        ) end as items,
-        case when j.items_done = 0 then '[]' else (
-          select coalesce(json_agg(d), '[]')
-          from (
-            select i.key, i.position,
-              case when sum(octet_length(i.result::text)) over (order by i.position) <= 4194304 then i.result end as result
-            from public.job_items i where i.job_id = j.id and i.status = 'completed' order by i.position
-          ) d
-        ) end as done,
-        case when j.children_total = 0 and j.retry_of is null then '[]' else (
-          select coalesce(json_agg(n), '[]')
-          from (
-            select c.id, c.kind, c.status, c.error_code, c.error_message,
-              case when sum(octet_length(c.result::text)) over (order by c.id) <= 4194304 then c.result end as result
-            from public.jobs c
-            where c.parent_id = any (processor.retried(j.id))
-              and (c.parent_id = j.id or c.status = 'completed') -- the others were repeated with it
-            order by c.id
-          ) n
-        ) end as children,
+        case when j.items_total = 0 then '[]' else processor.open_items(j.id) end as items,
+        case when j.items_done = 0 then '[]' else processor.done_items(j.id) end as done,
+        case when j.children_total = 0 and j.retry_of is null then '[]' else processor.children_for(j.id) end as children,
         -- what is new and repeats nothing has none
-        case when j.attempt = 1 and j.retry_of is null then '[]' else (
-          select coalesce(json_agg(s), '[]')
-          from (
-            select c.name,
-              case when sum(octet_length(c.result::text)) over before <= 4194304 then c.result end as result,
-              sum(octet_length(c.result::text)) over before > 4194304 as left_out
-            from public.job_checkpoints c where c.job_id = j.id
-            window before as (order by c.created_at, c.name)
-            order by c.created_at, c.name
-          ) s
-        ) end as checkpoints
+        case when j.attempt = 1 and j.retry_of is null then '[]' else processor.checkpoints_for(j.id) end as checkpoints
       from public.jobs j
       left join public.job_queues q on q.name = j.queue
       where j.id = any (claimed.ids)
@@ -179,34 +237,47 @@ as $$
 #variable_conflict use_column
 declare
   level int := 1001;
-  there text[];
-  times timestamptz[];
-  firsts uuid[];
   ids uuid[] := '{}'::uuid[];
   picked uuid[];
 begin
   -- priority by priority: jobs of a high one whose time has not come are not read, however many
   loop
-    select array_agg(h.kind), array_agg(h.run_at), array_agg(h.id), max(h.priority) into there, times, firsts, level
-    from processor.heads(pick_in_order.queue, pick_in_order.kinds, level) h;
-    exit when there is null;
     -- LOCK: jobs, waiting for none; with several kinds a few more than are taken, until the claim commits
-    select array_agg(p.id order by p.run_at, p.id) into picked from (
-      select f.id, f.run_at
-      from unnest(there, times, firsts) h (kind, run_at, id)
+    with firsts as materialized ( -- as in heads(), which would be a statement of its own
+      select k.kind, f.priority, f.run_at, f.id
+      from unnest(pick_in_order.kinds) k (kind)
       cross join lateral (
+        select j.priority, j.run_at, j.id from public.jobs j
+        where j.queue = pick_in_order.queue and j.kind = k.kind and j.status = 'pending' and j.priority < level and j.crashes < 2
+        order by j.priority desc, j.run_at, j.id limit 1
+      ) f
+    )
+    select array_agg(p.id) filter (where p.id is not null), max(p.priority) into picked, level
+    from (
+      select f.id, h.priority
+      from firsts h
+      left join lateral (
         select j.id, j.run_at from public.jobs j
-        where j.queue = pick_in_order.queue and j.kind = h.kind and j.status = 'pending' and j.priority = level
+        where j.queue = pick_in_order.queue and j.kind = h.kind and j.status = 'pending' and j.priority = h.priority
           and (j.run_at, j.id) >= (h.run_at, h.id) and j.run_at <= pick_in_order.moment and j.crashes < 2
         order by j.run_at, j.id
         limit pick_in_order.how_many - cardinality(ids)
         for no key update skip locked
-      ) f
+      ) f on true
+      where h.priority = (select max(x.priority) from firsts x)
       order by f.run_at, f.id
       limit pick_in_order.how_many - cardinality(ids)
     ) p;
-    ids := ids || coalesce(picked, '{}');
-    exit when cardinality(ids) >= pick_in_order.how_many;
+    ids := ids || picked;
+    exit when level is null or cardinality(ids) >= pick_in_order.how_many;
+    exit when not exists ( -- asked apart, as it costs less than to find nothing above
+      select from unnest(pick_in_order.kinds) k (kind)
+      cross join lateral (
+        select from public.jobs j
+        where j.queue = pick_in_order.queue and j.kind = k.kind and j.status = 'pending' and j.priority < level and j.crashes < 2
+        order by j.priority desc, j.run_at, j.id limit 1
+      ) f
+    );
   end loop;
   return ids;
 end
@@ -443,30 +514,48 @@ set enable_sort = off -- see claim_jobs
 as $$
 #variable_conflict use_column
 declare
-  moment constant timestamptz := processor.now();
-  q public.job_queues;
-  soonest timestamptz;
-  due timestamptz;
-  suspects boolean;
+  served public.job_queues[];
 begin
   if worker.draining then
     return null;
   end if;
-  suspects := processor.may_take_suspect(worker.id);
-  for q in
-    select * from public.job_queues x where x.name = any (coalesce(next_due_at.queues, worker.queues)) and not x.paused
-  loop
-    -- a queue that is full makes itself heard when something of it ends
-    continue when q.max_processing <= (
-      select count(*) from public.jobs j where j.queue = q.name and j.status = 'processing'
-    );
-    due := processor.first_due_at(q.name, worker.kinds, '-infinity');
-    if q.max_processing_per_owner is not null and due <= moment
-      and not exists (select from processor.next_in_turn(q, worker.kinds, moment, 1))
-    then -- whoever has something due has as much running as may be
-      due := processor.first_due_at(q.name, worker.kinds, moment);
+  select array_agg(x) into served
+  from public.job_queues x where x.name = any (coalesce(next_due_at.queues, worker.queues)) and not x.paused;
+  return processor.next_due_in(worker, served, processor.may_take_suspect(worker.id));
+end
+$$;
+comment on function processor.next_due_at(public.job_workers, text[]) is
+  'When this worker''s next claim makes sense: the past means now, null means nothing is pending for it.';
+
+create or replace function processor.next_due_in(worker public.job_workers, served public.job_queues[], suspects boolean)
+returns timestamptz
+language plpgsql
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+declare
+  moment constant timestamptz := processor.now();
+  q public.job_queues;
+  soonest timestamptz;
+  due timestamptz;
+begin
+  if next_due_in.served is null then
+    return null;
+  end if;
+  foreach q in array next_due_in.served loop
+    if q.max_processing is not null then -- a queue that is full makes itself heard when something of it ends
+      continue when q.max_processing <= (
+        select count(*) from public.jobs j where j.queue = q.name and j.status = 'processing'
+      );
     end if;
-    if suspects and processor.pick_suspect(q, worker.kinds, moment) <> '{}' then
+    due := processor.first_run_at(q.name, worker.kinds, moment);
+    if q.max_processing_per_owner is not null and due <= moment then
+      -- whoever has something due may have as much running as may be
+      if not exists (select from processor.next_in_turn(q, worker.kinds, moment, 1)) then
+        due := processor.first_due_at(q.name, worker.kinds, moment);
+      end if;
+    end if;
+    if next_due_in.suspects and processor.pick_suspect(q, worker.kinds, moment) <> '{}' then
       due := moment;
     end if;
     if q.rate_limit is not null and due is not null then
@@ -477,8 +566,43 @@ begin
   return soonest;
 end
 $$;
-comment on function processor.next_due_at(public.job_workers, text[]) is
-  'When this worker''s next claim makes sense: the past means now, null means nothing is pending for it.';
+comment on function processor.next_due_in(public.job_workers, public.job_queues[], boolean) is
+  'The same of these queues, which are not paused; suspects: whether the worker may take a job that was lost with two workers.';
+
+create or replace function processor.first_run_at(queue text, kinds text[], moment timestamptz)
+returns timestamptz
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+#variable_conflict use_column
+declare
+  level int := 1001;
+  soonest timestamptz;
+  due timestamptz;
+begin
+  loop
+    with firsts as materialized ( -- see pick_in_order()
+      select f.priority, f.run_at
+      from unnest(first_run_at.kinds) k (kind)
+      cross join lateral (
+        select j.priority, j.run_at from public.jobs j
+        where j.queue = first_run_at.queue and j.kind = k.kind and j.status = 'pending' and j.priority < level and j.crashes < 2
+        order by j.priority desc, j.run_at, j.id limit 1
+      ) f
+    )
+    select max(f.priority), min(f.run_at) filter (where f.priority = (select max(x.priority) from firsts x))
+    into level, due
+    from firsts f;
+    exit when level is null;
+    soonest := least(soonest, nullif(due, processor.never()));
+    exit when soonest <= first_run_at.moment;
+  end loop;
+  return soonest;
+end
+$$;
+comment on function processor.first_run_at(text, text[], timestamptz) is
+  'The first run_at among a queue''s pending jobs of these kinds, or one that has passed at that moment; null: none.';
 
 create or replace function processor.first_due_at(queue text, kinds text[], after timestamptz)
 returns timestamptz
@@ -526,19 +650,34 @@ as $$
 declare
   moment timestamptz;
   w public.job_workers;
+  served public.job_queues[];
+  limited boolean;
   q public.job_queues;
   ids uuid[];
   picked uuid[];
   room int;
   suspects boolean;
 begin
-  perform processor.check_range('limit', claim_jobs."limit", 1, 1000);
-  select * into w from public.job_workers x where x.id = claim_jobs.worker_id;
-  -- LOCK: queues with a limit, by name: their claims take turns; all others run side by side
-  perform 1 from public.job_queues x
-  where x.name = any (coalesce(claim_jobs.queues, w.queues)) and not x.paused
-    and coalesce(x.max_processing, x.rate_limit, x.max_processing_per_owner) is not null
-  order by x.name for no key update;
+  if claim_jobs."limit" not between 1 and 1000 then
+    perform processor.check_range('limit', claim_jobs."limit", 1, 1000);
+  end if;
+  -- in random order: no queue always comes first
+  select array_agg(x order by random()),
+    bool_or(coalesce(x.max_processing, x.rate_limit, x.max_processing_per_owner) is not null)
+  into served, limited
+  from public.job_queues x
+  where not x.paused and x.name = any (coalesce(claim_jobs.queues, (
+    select w.queues from public.job_workers w where w.id = claim_jobs.worker_id
+  )));
+  if limited then
+    -- LOCK: queues with a limit, by name: their claims take turns; all others run side by side
+    perform 1 from public.job_queues x
+    where x.name in (select u.name from unnest(served) u)
+      and coalesce(x.max_processing, x.rate_limit, x.max_processing_per_owner) is not null
+    order by x.name for no key update;
+    select array_agg(x order by random()) into served
+    from public.job_queues x where x.name in (select u.name from unnest(served) u) and not x.paused;
+  end if;
   -- LOCK: the worker: a repeated request waits here for the first. No job is waited for below, so whoever
   -- locks a job before a worker cannot meet us in a circle
   select * into w from public.job_workers x where x.id = claim_jobs.worker_id for no key update;
@@ -549,19 +688,18 @@ begin
   end if;
 
   -- a repeated request: its answer was lost, the jobs are the same
-  select array_agg(j.id) into ids from public.jobs j
+  select array_agg(j.id), exists (select from public.jobs x where x.status = 'pending' and x.crashes > 1) into ids, suspects
+  from public.jobs j
   where j.worker_id = w.id and j.status = 'processing' and j.claim_id = claim_jobs.request_id;
+  suspects := suspects and processor.may_take_suspect(w.id);
 
-  if ids is null and not w.draining then
+  if ids is null and not w.draining and served is not null then
     ids := '{}'::uuid[];
-    suspects := processor.may_take_suspect(w.id);
-    -- in random order: no queue always comes first
-    for q in
-      select * from public.job_queues x
-      where x.name = any (coalesce(claim_jobs.queues, w.queues)) and not x.paused
-      order by random()
-    loop
-      room := processor.room(q, moment, claim_jobs."limit" - cardinality(ids));
+    foreach q in array served loop
+      room := claim_jobs."limit" - cardinality(ids);
+      if coalesce(q.max_processing, q.rate_limit) is not null then
+        room := processor.room(q, moment, room);
+      end if;
       continue when room = 0;
       picked := case when suspects then processor.pick_suspect(q, w.kinds, moment) else '{}' end;
       suspects := suspects and picked = '{}';
@@ -575,16 +713,18 @@ begin
       end if;
       ids := ids || picked;
     end loop;
-    update public.jobs j
-    set status = 'processing', worker_id = w.id, claim_id = claim_jobs.request_id, attempt = j.attempt + 1,
-      started_at = moment, updated_at = moment
-    where j.id = any (ids);
+    if ids <> '{}' then
+      update public.jobs j
+      set status = 'processing', worker_id = w.id, claim_id = claim_jobs.request_id, attempt = j.attempt + 1,
+        started_at = moment, updated_at = moment
+      where j.id = any (ids);
+    end if;
   end if;
 
   return json_build_object(
     'now', processor.now(),
-    'jobs', processor.claimed(ids),
-    'next_due_at', processor.next_due_at(w, claim_jobs.queues)
+    'jobs', case when ids <> '{}' then processor.claimed(ids) else '[]' end,
+    'next_due_at', case when not w.draining then processor.next_due_in(w, served, suspects) end
   );
 end
 $$;

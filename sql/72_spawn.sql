@@ -9,6 +9,7 @@ as $$
 #variable_conflict use_column
 declare
   family constant uuid := (spawn_jobs.parent ->> 'id')::uuid;
+  wanted jsonb;
   drafts processor.draft[];
   held boolean;
 begin
@@ -32,14 +33,16 @@ begin
   perform processor.fail('JQ006', format('the key %s of a child begins with #', left(e ->> 'key', 100)), '',
     'So do those of children without a key, which have a "number".')
   from jsonb_array_elements(spawn_jobs.jobs) e where e ->> 'key' like '#%' limit 1;
-  drafts := processor.draft_jobs((
+  wanted := (
     -- an attempt that runs again spawns the same children: the key, or else the number, tells which are which
     select coalesce(jsonb_agg((e.value - array['key', 'number']) || jsonb_build_object(
       'parent_id', family,
       'idempotency_key', format('%s/%s', family, coalesce(e.value ->> 'key', '#' || coalesce(e.value ->> 'number', e.ordinality::text))))
       order by e.ordinality), '[]')
     from jsonb_array_elements(spawn_jobs.jobs) with ordinality e
-  ));
+  );
+  perform processor.check_elements(wanted, false);
+  drafts := processor.draft_jobs(wanted);
   -- LOCK: creators' turns, account, job with its ancestors
   perform processor.lock_drafts(drafts);
   select h.held into held from processor.lock_held_jobs(spawn_jobs.worker_id, jsonb_build_array(spawn_jobs.parent)) h;

@@ -202,16 +202,18 @@ begin
   if jsonb_typeof(finish_jobs.results) is distinct from 'array' then
     perform processor.fail('JQ006', 'results must be an array of objects with "id", "attempt" and "outcome"');
   end if;
-  -- LOCK: accounts, then jobs with their ancestors
-  perform processor.lock_jobs(processor.job_ids(finish_jobs.results));
   begin
+    -- LOCK: accounts, then jobs with their ancestors. In here, not before: a row that one part of a transaction locks and another
+    -- changes has two owners, which the next ones to read it have to look up
+    perform processor.lock_jobs(processor.job_ids(finish_jobs.results));
     return (select coalesce(json_agg(f), '[]') from processor.finish_batch(finish_jobs.worker_id, finish_jobs.results) f);
   exception when others then
     if processor.is_server_trouble(sqlstate) then
       raise;
     end if;
   end;
-  -- one of them cannot be taken
+  -- one of them cannot be taken, and the locks went with the attempt
+  perform processor.lock_jobs(processor.job_ids(finish_jobs.results));
   return (select json_agg(f) from processor.finish_singly(finish_jobs.worker_id, finish_jobs.results) f);
 end
 $$;

@@ -79,6 +79,8 @@ async def test_a_resumed_queue_is_told_and_a_paused_one_is_not(project):
 
 async def test_the_service_may_turn_the_knobs_of_a_queue_while_somebody_listens(project):
     await listener(project)
+    # over the API it is as late as it is, and not noon
+    await project.sql("update public.job_workers set lease_expires_at = clock_timestamp() + lease")
     async with project.acting("service_role", api=True):
         await project.sql("update public.job_queues set rate_limit = 5 where name = 'default'")
     assert await told(project) == [{"queues": ["default"]}]

@@ -176,7 +176,6 @@ async def test_a_claim_reads_little_more_than_it_takes_with_20000_others(project
 async def test_only_a_job_that_was_claimed_before_is_asked_for_its_checkpoints(project, worker):
     def looks(plans: list[Any]) -> float:
         scans = [n for p in plans for n in nodes(p["Plan"]) if n.get("Relation Name") == "job_checkpoints"]
-        assert scans, "the plan of a claim knows the table"
         assert "Seq Scan" not in {node["Node Type"] for node in scans}
         return sum(node["Actual Loops"] for node in scans)
 

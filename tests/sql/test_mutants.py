@@ -91,9 +91,7 @@ CLAIM = {
     "a claim in the order of creation": mutant(
         PICK, "order by j.run_at, j.id", "order by j.id", "create", "claim"
     ),
-    "a claim of the least important": mutant(
-        "processor.heads", "max(x.priority)", "min(x.priority)", "claim", "create"
-    ),
+    "a claim of the least important": mutant(PICK, "max(x.priority)", "min(x.priority)", "claim", "create"),
     "a claim of kinds without a handler": mutant(
         PICK, "pick_in_order.kinds", "array(select x.kind from public.job_kinds x)", "claim"
     ),
@@ -113,7 +111,7 @@ CLAIM = {
     ),
     "turns that are forgotten": mutant(TURNS, "where t.queue = q.name", "where false", "claim", "create"),
     "a claim from a paused queue": mutant(
-        "public.claim_jobs", "and not x.paused\n      order by", "\n      order by", "claim", "turn_a_knob"
+        "public.claim_jobs", "not x.paused", "true", "claim", "turn_a_knob"
     ),
     "a claim after the lease": mutant("public.claim_jobs", "or w.lease_expires_at < moment", ""),
     "a lost answer that orphans its jobs": mutant(

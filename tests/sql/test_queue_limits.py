@@ -159,11 +159,11 @@ async def test_another_queue_has_a_rate_of_its_own(project, worker):
 
 async def test_many_who_claim_at_once_never_start_more_than_the_rate(database):
     projects = [await database.project() for _ in range(5)]
+    for project in projects:
+        await project.at(NOON)
     await projects[0].kind("echo")
     await many(projects[0], 300)
     await projects[0].queue("default", rate_limit=50, rate_period=timedelta(days=1))
-    for project in projects:
-        await project.at(NOON)
     workers = [await project.worker() for project in projects]
 
     async def work(worker) -> int:

@@ -320,7 +320,9 @@ async def test_a_definer_function_for_users_asks_who_is_calling(project):
     assert {row["proname"] for row in rows} == CLIENT_FUNCTIONS | OPERATOR_FUNCTIONS
     for row in rows:
         asks = (
-            r"check_operator" if row["proname"] in OPERATOR_FUNCTIONS else r"(is_client|add_jobs|is_operator)"
+            "check_operator"
+            if row["proname"] in OPERATOR_FUNCTIONS
+            else "(is_client|add_jobs|draft_jobs|is_operator)"
         )
         assert re.search(rf"processor\.{asks}\(", row["prosrc"]), row["proname"]
     [drafts] = await project.rows("select prosrc from pg_proc where proname = 'draft_jobs'")
