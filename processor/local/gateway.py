@@ -1,4 +1,4 @@
-"""One application for ``/rest/v1``, ``/auth/v1`` and ``/realtime/v1``, as a project has it, and ``/panel``."""
+"""One application for all that a Supabase project has on one address; and for the panel, ``/panel``."""
 
 from __future__ import annotations
 
