@@ -37,14 +37,12 @@ class Jobs:
     :param url: the project's
     :param key: its publishable (anon) key
     :param streams: how many requests, streams above all, are served at the same time
-    :param patience: seconds for which streams outlast an API that is away
     """
 
-    def __init__(self, url: str, key: str, *, streams: int, patience: float = _PATIENCE) -> None:
+    def __init__(self, url: str, key: str, *, streams: int) -> None:
         self._rows = JobRows(url, key)
         self._ending = Ending()
         self._limit = streams
-        self._patience = patience
         self.serving = 0
         """How many are served now."""
 
@@ -93,7 +91,7 @@ class Jobs:
             _well_formed(token),
             Mark.read(request.headers.get("last-event-id")),
             ending=self._ending,
-            patience=self._patience,
+            patience=_PATIENCE,
         )
         row = await stream.look()
         if stream.nothing_follows(row):

@@ -109,7 +109,7 @@ class JobRows:
             raise _refusal(answer)
         try:
             row: dict[str, Any] = answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(502, "API_UNREADABLE", "the project's API did not answer with JSON") from error
         return row
 

@@ -52,6 +52,11 @@ class WebServer:
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def serving(self) -> int:
+        """How many requests for jobs are being served."""
+        return 0 if self._jobs is None else self._jobs.serving
+
     async def start(self) -> str:
         """Listen; returns the base URL. Raises :class:`ConfigError` if the port is taken."""
         try:
