@@ -38,8 +38,8 @@ def gateway(
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         # a page is for people: it needs no key, and no other page may read it
-        room = pages if scope["type"] == "http" and scope["path"].startswith("/panel") else api
-        await room(scope, receive, send)
+        is_page = scope["type"] == "http" and f"{scope['path']}/".startswith("/panel/")
+        await (pages if is_page else api)(scope, receive, send)
 
     return answer
 

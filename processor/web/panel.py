@@ -36,11 +36,11 @@ class Panel:
     :param key: its publishable (anon) key, which everybody gets to see
     """
 
-    def __init__(self, url: str, key: str, *, directory: Path = STATIC) -> None:
+    def __init__(self, url: str, key: str) -> None:
         self._url = url
         self._key = key
-        self._index = directory / "index.html"
-        self._files = StaticFiles(directory=directory, check_dir=False)
+        self._index = STATIC / "index.html"
+        self._files = StaticFiles(directory=STATIC, check_dir=False)
         self.demo: dict[str, str] | None = None
         """Email and password of a user that is offered to everybody."""
         self.operator: dict[str, str] | None = None
