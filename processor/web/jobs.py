@@ -1,5 +1,6 @@
 """``GET /jobs/{id}`` and ``GET /jobs/{id}/events``, for frontends without Realtime."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -7,13 +8,12 @@ from uuid import UUID
 
 import structlog
 from sse_starlette import EventSourceResponse
-from sse_starlette.sse import SendTimeoutError
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from processor.web.events import Ending, JobEvents
 from processor.web.marks import Mark
@@ -93,12 +93,14 @@ class Jobs:
             ending=self._ending,
             patience=_PATIENCE,
         )
-        row = await stream.look()
+        try:
+            async with self._ending.bounded():
+                row = await stream.look()
+        except TimeoutError:
+            raise Refusal(503, "STOPPING", "this server is about to end: try again soon") from None
         if stream.nothing_follows(row):
             return Response(status_code=204)  # to an EventSource: do not come back
-        return EventSourceResponse(
-            stream.tell(row), ping=_HEARTBEAT_SECONDS, send_timeout=_STALLED_SECONDS, sep="\n"
-        )
+        return EventSourceResponse(stream.tell(row), ping=_HEARTBEAT_SECONDS, sep="\n")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -118,6 +120,10 @@ class _Endpoint:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(_STALLED_SECONDS):
+                await send(message)
+
         request = Request(scope, receive)
         async with AsyncExitStack() as held:
             try:
@@ -125,8 +131,8 @@ class _Endpoint:
             except Refusal as refusal:
                 response = _refused(refusal)
             try:
-                await response(scope, receive, send)
-            except SendTimeoutError:
+                await response(scope, receive, bounded)
+            except TimeoutError:
                 log.info("web.reader_stalled", job_id=str(_job_id(request)), seconds=_STALLED_SECONDS)
 
 

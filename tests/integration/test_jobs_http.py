@@ -2,11 +2,13 @@
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -64,9 +66,9 @@ class Hand:
     async def claim(self) -> None:
         await self.rpc.claim_jobs(self.id, uuid4(), queues=[self.kind], limit=9)
 
-    async def log(self, job_id: str, *messages: str) -> None:
+    async def log(self, job_id: str, *messages: str, fields: dict[str, str] | None = None) -> None:
         now = datetime.now(UTC).isoformat()
-        line = {"id": job_id, "attempt": 1, "at": now, "level": "info", "fields": {}}
+        line = {"id": job_id, "attempt": 1, "at": now, "level": "info", "fields": fields or {}}
         await self.rpc.append_job_logs(self.id, [{**line, "message": message} for message in messages])
 
     async def progress(self, job_id: str, progress: float, message: str = "") -> None:
@@ -418,6 +420,25 @@ async def test_there_are_no_more_streams_than_allowed_and_whoever_leaves_makes_r
         assert (await http.get(f"{url}/jobs/{job_id}", headers=bearer(user.access_token))).status_code == 200
 
 
+async def test_a_reader_that_takes_nothing_is_given_up(
+    stack, hand, new_user, eventually, monkeypatch
+) -> None:
+    monkeypatch.setattr(web_jobs, "_STALLED_SECONDS", 0.5)
+    user = await new_user()
+    job_id = await hand.create(user)
+    for _number in range(5):  # more than the buffers of two sockets hold
+        await hand.log(job_id, *["x" * 2000] * 199, fields={"more": "x" * 4000})
+    async with serving(stack) as (url, web):
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            address = urlsplit(url)
+            reader.connect((address.hostname, address.port))
+            request = f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n"
+            reader.sendall(f"{request}Authorization: Bearer {user.access_token}\r\n\r\n".encode())
+            await eventually(lambda: web.serving == 1)
+            await eventually(lambda: web.serving == 0, within=15)
+
+
 async def test_a_quiet_stream_shows_that_it_lives(http, stack, hand, new_user, monkeypatch) -> None:
     monkeypatch.setattr(web_jobs, "_HEARTBEAT_SECONDS", 0.2)
     user = await new_user()
@@ -446,9 +467,10 @@ async def test_health_does_not_wait_for_an_api_that_never_answers(http, stack, h
         assert (await http.get(f"{url}/healthz")).status_code == 200
         assert time.monotonic() - began < 3
         assert web.serving == 8
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
+        await web.stop()  # nor does the end
+        assert time.monotonic() - began < 8
+        for answer in await asyncio.gather(*waiting):
+            assert (answer.status_code, answer.json()["code"]) == (503, "STOPPING")
 
 
 async def test_a_daemon_that_ends_does_not_wait_for_its_streams(
