@@ -194,3 +194,14 @@ async def test_a_wheel_has_the_page_and_serves_it(built, tmp_path) -> None:
         dev.terminate()
         await dev.communicate()
     assert dev.returncode == 0
+
+
+def test_without_node_the_build_says_what_is_missing(tmp_path) -> None:
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [ROOT / "scripts/panel"], env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "node 20.19 or newer and npm are needed" in done.stderr
