@@ -23,6 +23,10 @@ fix:
 chaos *args:
   ./scripts/chaos {{args}}
 
+# build the panel's page; `just panel check` looks at it too
+panel *args:
+  ./scripts/panel {{args}}
+
 # the main job, end to end, in the terminal
 demo:
   ./scripts/demo

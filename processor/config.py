@@ -73,6 +73,18 @@ def _names(value: Any) -> Any:
     return value
 
 
+def _origins(value: Any) -> Any:
+    """Take the origins of pages, as browsers write them: no path, not even a slash."""
+    names = _names(value)
+    for origin in names if isinstance(names, (tuple, list)) else ():
+        parts = urlsplit(origin) if isinstance(origin, str) else None
+        if origin != "*" and (
+            parts is None or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc
+        ):
+            raise ValueError(f"{origin!r} must look like https://app.example.com, without a slash at its end")
+    return names
+
+
 def _cores() -> int:
     """Count the cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -127,9 +139,17 @@ class Settings(BaseModel):
     spool_max_mb: int = Field(64, ge=1, le=65536)
     """How large the file there may become, in megabytes."""
     http_host: str = "127.0.0.1"
-    """Address of /healthz and /readyz."""
+    """Address of /healthz and /readyz, and of what else is switched on."""
     http_port: int | None = Field(None, ge=0, le=65535)
     """Port of /healthz and /readyz; unset: off, 0: any free one."""
+    http_jobs: bool = False
+    """Whether signed-in users can watch their jobs there: /jobs/{id} and /jobs/{id}/events."""
+    http_streams: int = Field(100, ge=1, le=10000)
+    """How many of them at the same time."""
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
+    """Origins of the pages that may do that; empty: only pages of the same origin; *: all."""
+    panel: bool = False
+    """Whether the panel's page is served there: /panel/."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -138,6 +158,30 @@ class Settings(BaseModel):
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(())
     _reread: Callable[[], str] | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _public_key_is_public(self) -> Self:
+        key = "" if self.anon_key is None else self.anon_key.get_secret_value()
+        if key.startswith("sb_secret_") or role_of(key) == "service_role":
+            raise ValueError(
+                "SUPABASE_ANON_KEY: this is the service_role (or secret) key, which may do anything and must "
+                "reach no browser. Take the anon (or publishable) key from the project's API settings."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _web_has_what_it_needs(self) -> Self:
+        for name, on in (("PROCESSOR_HTTP_JOBS", self.http_jobs), ("PROCESSOR_PANEL", self.panel)):
+            if on and self.http_port is None:
+                raise ValueError(
+                    f"{name}: needs a port to be served on: set PROCESSOR_HTTP_PORT, to 8080 perhaps"
+                )
+            if on and self.anon_key is None:
+                raise ValueError(
+                    f"{name}: needs SUPABASE_ANON_KEY, the anon (or publishable) key from the project's API "
+                    "settings: what users see is asked for with it, never with the daemon's own key"
+                )
+        return self
 
     @model_validator(mode="after")
     def _right_kind_of_key(self) -> Self:

@@ -34,7 +34,7 @@ from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
-from processor.web.health import HealthServer
+from processor.web.server import WebServer
 from processor.worker import Worker
 
 _FLUSH_SECONDS = 10.0
@@ -118,7 +118,7 @@ class Daemon:
             unsettled=lambda: self._settler.unsettled,
         )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
-        self._web: HealthServer | None = None
+        self._web: WebServer | None = None
         self._registered = False
         self._lost = 0
         self._draining = False
@@ -153,9 +153,8 @@ class Daemon:
 
     async def _start(self) -> None:
         if self._settings.http_port is not None:
-            self._web = HealthServer(
-                self._settings.http_host,
-                self._settings.http_port,
+            self._web = WebServer(
+                self._settings,
                 healthy=self._healthy,
                 ready=self._ready,
                 on_end=self._background.ended,

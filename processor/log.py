@@ -13,8 +13,17 @@ import structlog
 
 from processor.redact import redact, remember
 
-_QUIET = ("httpx", "httpcore", "websockets", "realtime", "hpack", "asyncio", "uvicorn.access")
-"""Libraries whose chatter names URLs with keys, or says what our own events say better."""
+_QUIET = (
+    "httpx",
+    "httpcore",
+    "websockets",
+    "realtime",
+    "hpack",
+    "asyncio",
+    "uvicorn.access",
+    "sse_starlette",
+)
+"""Libraries whose chatter shows keys or what is in jobs, or says what our own events say better."""
 
 _LINES, _LINE, _CHARACTERS = 80, 2000, 16_000
 """How much of a traceback is logged: lines, characters of a line, characters in all."""

@@ -32,8 +32,10 @@ class RunningStack:
     service_role_key: str
     jwt_secret: str
     db_url: str
+    panel_url: str
     pid: int
     demo_user: dict[str, Any] | None = None
+    operator_user: dict[str, Any] | None = None
 
     def headers(self, token: str | None = None) -> dict[str, str]:
         """Return what a client sends: one signed in with ``token``, or an anonymous one."""

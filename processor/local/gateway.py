@@ -1,6 +1,8 @@
-"""One application for ``/rest/v1``, ``/auth/v1`` and ``/realtime/v1``, as a Supabase project has it."""
+"""One application for all that a Supabase project has on one address; and for the panel, ``/panel``."""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,6 +15,7 @@ from processor.local.auth import Auth
 from processor.local.context import GatewayContext
 from processor.local.realtime import Realtime
 from processor.local.rest import Rest
+from processor.web.panel import Panel
 
 # what browsers may read besides the few headers they always may
 EXPOSED_HEADERS = [
@@ -26,9 +29,22 @@ EXPOSED_HEADERS = [
 ]
 
 
-def gateway(context: GatewayContext, rest: Rest, auth: Auth, realtime: Realtime) -> Starlette:
-    """Compose the application; its three rooms are started and stopped by the caller."""
-    routes: list[BaseRoute] = [*rest.routes(), *auth.routes(), *realtime.routes()]
+def gateway(
+    context: GatewayContext, rest: Rest, auth: Auth, realtime: Realtime, panel: Panel
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Compose the application; the three rooms of its API are started and stopped by the caller."""
+    pages = Starlette(routes=panel.routes())
+    api = _api(context, [*rest.routes(), *auth.routes(), *realtime.routes()])
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # a page is for people: it needs no key, and no other page may read it
+        is_page = scope["type"] == "http" and f"{scope['path']}/".startswith("/panel/")
+        await (pages if is_page else api)(scope, receive, send)
+
+    return answer
+
+
+def _api(context: GatewayContext, routes: list[BaseRoute]) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[

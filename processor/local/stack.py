@@ -25,6 +25,7 @@ from processor.local.jwt import Jwt
 from processor.local.postgres import Postgres
 from processor.local.realtime import Realtime
 from processor.local.rest import Rest
+from processor.web.panel import Panel
 
 HOST = "127.0.0.1"
 # The secret and the two keys that every local Supabase project has: they protect nothing, and a frontend's
@@ -59,6 +60,8 @@ class Stack:
     anon_key: str
     service_role_key: str
     jwt_secret: str
+    panel: Panel
+    """The page that the gateway serves."""
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Stack:
         listener = _listen(self._port)
         self._cleanup.callback(listener.close)
         self.url = f"http://{HOST}:{listener.getsockname()[1]}"
+        self.panel = Panel(self.url, self.anon_key)
         admin_dsn = await self._project()
         authenticator_dsn = await self._bootstrap(admin_dsn)
         if self._apply_schema:
@@ -146,7 +150,7 @@ class Stack:
         self._cleanup.push_async_callback(auth.stop)
         await realtime.start()
         self._cleanup.push_async_callback(realtime.stop)
-        await self._serve(listener, gateway(context, rest, auth, realtime))
+        await self._serve(listener, gateway(context, rest, auth, realtime, self.panel))
 
     async def _project(self) -> str:
         """Start PostgreSQL unless there is one, make the database; return the superuser's DSN for it."""

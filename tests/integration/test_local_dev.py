@@ -9,7 +9,10 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import jwt
 import pytest
+
+from processor.web.panel import STATIC
 
 APP = """
 from typing import Any
@@ -140,6 +143,7 @@ async def test_it_uses_a_server_it_is_given(dev_process, tmp_path, stack):
 
 
 async def test_people_get_lines_to_copy_from(tmp_path):
+    built = (STATIC / "index.html").exists()
     command = [sys.executable, "-m", "processor", "dev", "--port", "0", "--no-schema"]
     dev = await asyncio.create_subprocess_exec(
         *command,
@@ -161,6 +165,8 @@ async def test_people_get_lines_to_copy_from(tmp_path):
     assert lines["anon key"].count(".") == 2
     assert lines["service_role key"].count(".") == 2
     assert "JWT secret" in lines
+    assert lines["panel"].startswith(f"{lines['API URL']}/panel/")
+    assert built or "./scripts/panel" in lines["panel"]
 
 
 async def test_the_end_of_postgresql_ends_it_with_an_error(dev_process, tmp_path):
@@ -219,6 +225,13 @@ async def test_with_an_application_it_runs_the_daemon_and_has_a_demo_user(
                 return rows.json()[0]["result"]
 
             assert await eventually(result, within=20) == {"greeting": "hello Ada"}
+            offered = (await client.get(f"{stack.panel_url}config.json", headers={"apikey": ""})).json()
+            assert (offered["url"], offered["key"]) == (stack.url, stack.anon_key)
+            assert offered["demo"] == credentials
+            session = await client.post("/auth/v1/token?grant_type=password", json=offered["operator"])
+            claims = jwt.decode(session.json()["access_token"], options={"verify_signature": False})
+            assert claims["sub"] == stack.operator_user["id"]
+            assert claims["app_metadata"]["is_operator"] is True
         assert await stop(dev) == 0, dev.stderr()
         await eventually(lambda pids=pids: gone(pids))
 

@@ -62,6 +62,13 @@ def test_the_key_may_have_each_of_its_names(environment: pytest.MonkeyPatch, nam
         ("PROCESSOR_FEED", "carrier-pigeon", "'postgres_changes'"),
         ("PROCESSOR_FEED", "realtime", "now called 'postgres_changes'"),
         ("PROCESSOR_SPOOL_MAX_MB", "0", "greater than or equal to 1"),
+        ("SUPABASE_ANON_KEY", "sb_secret_1234567890", "must reach no browser"),
+        ("SUPABASE_ANON_KEY", jwt(role="service_role"), "must reach no browser"),
+        ("PROCESSOR_PANEL", "true", "set PROCESSOR_HTTP_PORT"),
+        ("PROCESSOR_HTTP_JOBS", "yes", "set PROCESSOR_HTTP_PORT"),
+        ("PROCESSOR_HTTP_STREAMS", "0", "greater than or equal to 1"),
+        ("PROCESSOR_CORS_ORIGINS", "https://a.example, app.example.com", "'app.example.com' must look like"),
+        ("PROCESSOR_CORS_ORIGINS", "https://app.example.com/", "without a slash"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(
@@ -111,6 +118,24 @@ def test_queues_are_a_list_with_commas(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("PROCESSOR_QUEUES", "mail, translation,")
     assert load().queues == ("mail", "translation")
     assert load(queues=("other",)).queues == ("other",)
+
+
+@pytest.mark.parametrize("variable", ["PROCESSOR_PANEL", "PROCESSOR_HTTP_JOBS"])
+def test_what_browsers_use_needs_the_public_key(environment: pytest.MonkeyPatch, variable: str) -> None:
+    environment.setenv(variable, "true")
+    environment.setenv("PROCESSOR_HTTP_PORT", "8080")
+    with pytest.raises(ConfigError, match=f"{variable}: needs SUPABASE_ANON_KEY"):
+        load()
+    environment.setenv("SUPABASE_ANON_KEY", jwt(role="anon"))
+    settings = load()
+    assert settings.panel or settings.http_jobs
+
+
+def test_origins_are_a_list_with_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PROCESSOR_CORS_ORIGINS", "https://app.example.com, http://localhost:5173")
+    assert load().cors_origins == ("https://app.example.com", "http://localhost:5173")
+    environment.setenv("PROCESSOR_CORS_ORIGINS", "*")
+    assert load().cors_origins == ("*",)
 
 
 def test_a_token_of_a_lesser_role_travels_beside_the_publishable_key(environment: pytest.MonkeyPatch) -> None:

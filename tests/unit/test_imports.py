@@ -56,7 +56,7 @@ ARROWS = {
     "dump": {"feed", "redact", "report", "settle", "worker"},
     "reload": {"config", "errors"},
     "feed": {"errors"},
-    "web": {"errors"},
+    "web": {"config", "errors"},
     "schema": {"errors", "rpc"},
     "doctor": {"config", "errors", "feed", "rpc", "schema"},
 }
