@@ -109,10 +109,10 @@ export class JobApp extends JobElement {
     document.title = signedIn && this.running > 0 ? fill(t.page.titleRunning, { count: language.number(this.running) }) : t.page.title
     if (this.config !== null && signedIn) {
       return html`<main>
-        <job-panel><h1 slot="start">${t.page.title}</h1>${this.#settings('end')}</job-panel>
+        <job-panel><h1 slot="start">${t.page.name}</h1>${this.#settings('end')}</job-panel>
       </main>`
     }
-    return html`<header><h1>${t.page.title}</h1>${this.#settings('')}</header>
+    return html`<header><h1>${t.page.name}</h1>${this.#settings('')}</header>
       <main>${this.#entrance()}</main>`
   }
 

@@ -8,10 +8,10 @@ import { JobElement } from './element'
 import { fill, language } from './language'
 import { Counts } from './list/counts'
 import { ListFeed } from './list/feed'
+import { cannotRead, none, noneFound, notRead, signedOut, waiting } from './list/messages'
 import { emptyRow, jobRow } from './list/row'
 import { listLook } from './list/styles'
-import { STATUSES, type JobStatus } from './rows'
-import './live-state'
+import { tools } from './list/tools'
 
 const NARROW = 720
 const HEIGHT = { wide: 56, narrow: 84 }
@@ -83,28 +83,20 @@ export class JobList extends JobElement {
   }
 
   override render() {
-    const { t } = this
-    const { live, loading, pages } = this.#feed
+    const { live, filter, loading } = this.#feed
     return html`
-      <div class="tools" role="search" aria-label=${t.list.filters}>
-        <input
-          type="search"
-          placeholder=${t.list.searchHint}
-          aria-label=${t.list.search}
-          aria-keyshortcuts="/"
-          maxlength="200"
-          @input=${this.#typed}
-        />
-        ${this.#queueSelect()}
-        <job-live-state .state=${live.state} .hint=${this.#everybody ? t.list.everybodyHint : ''}></job-live-state>
-        <div class="chips" role="group" aria-label=${t.list.statuses}>${STATUSES.map((status) => this.#chip(status))}</div>
-      </div>
-      ${live.failure === null || loading ? nothing : this.#trouble(live.failure)}
+      ${tools({
+        filter,
+        live,
+        counts: this.#counts,
+        everybody: connection.isOperator,
+        typed: this.#typed,
+        choose: (chosen) => this.#filter(chosen),
+      })}
+      ${live.failure === null || loading ? nothing : notRead(live.failure, this.#again)}
       <div class="body">
         ${this.#news()}
-        <div class="scroll" @scroll=${this.#scrolled}>
-          ${loading ? this.#waiting() : pages.length === 0 ? this.#nothing() : this.#rows()}
-        </div>
+        <div class="scroll" @scroll=${this.#scrolled}>${this.#body()}</div>
       </div>
     `
   }
@@ -121,32 +113,6 @@ export class JobList extends JobElement {
     this.#feed.look(from, to)
   }
 
-  get #everybody(): boolean {
-    return connection.isOperator && this.#feed.live.state === 'refreshing'
-  }
-
-  #queueSelect(): TemplateResult | typeof nothing {
-    const { queue } = this.#feed.filter
-    const queues = [...new Set([...this.#counts.queues, ...(queue === null ? [] : [queue])])]
-    if (queues.length < 2) return nothing
-    return html`<select aria-label=${this.t.list.queue} @change=${this.#queueChosen}>
-      <option value="" .selected=${queue === null}>${this.t.list.allQueues}</option>
-      ${queues.map((name) => html`<option value=${name} .selected=${name === queue}>${name}</option>`)}
-    </select>`
-  }
-
-  #chip(status: JobStatus): TemplateResult {
-    const count = status === 'pending' || status === 'processing' ? this.#counts.open?.[status] : undefined
-    const pressed = this.#feed.filter.statuses.includes(status)
-    return html`<button
-      type="button"
-      data-filter=${status}
-      aria-pressed=${pressed ? 'true' : 'false'}
-      @click=${() => this.#toggle(status)}
-      >${this.t.status[status]}${count === undefined || count === 0 ? '' : html` <b>${language.number(count)}</b>`}</button
-    >`
-  }
-
   #news(): TemplateResult {
     const { count, more } = this.#feed.news
     const text = count === 1 ? this.t.list.oneNew : fill(this.t.list.someNew, { count: language.number(count) + (more ? '+' : '') })
@@ -155,41 +121,13 @@ export class JobList extends JobElement {
     </div>`
   }
 
-  #trouble(failure: string): TemplateResult {
-    return html`<div class="trouble error small">
-      <span>${fill(this.t.list.notRead, { why: failure })}</span>
-      <button type="button" @click=${() => this.refresh()}>${this.t.retryNow}</button>
-    </div>`
-  }
-
-  #waiting(): TemplateResult {
-    const { failure } = this.#feed.live
-    if (connection.userId === null) return html`<div class="message"><p class="quiet">${this.t.list.signedOut}</p></div>`
-    if (failure !== null) {
-      return html`<div class="message" role="alert">
-        <h3>${this.t.list.cannotRead}</h3>
-        <p class="quiet">${failure}</p>
-        <button type="button" class="primary" @click=${() => this.refresh()}>${this.t.retryNow}</button>
-      </div>`
-    }
-    const rows = Math.ceil(Math.min(this.#viewHeight || 560, 1_200) / this.#rowHeight)
-    return html`<p class="sr" role="status">${this.t.loading}</p>
-      <ul role="list" aria-hidden="true">${Array.from({ length: rows }, (_, i) => emptyRow(i * this.#rowHeight))}</ul>`
-  }
-
-  #nothing(): TemplateResult {
-    const { statuses, queue, search } = this.#feed.filter
-    if (statuses.length > 0 || queue !== null || search !== '') {
-      return html`<div class="message" role="status">
-        <h3>${this.t.list.noneFound}</h3>
-        <button type="button" @click=${this.#clear}>${this.t.list.clear}</button>
-      </div>`
-    }
-    return html`<div class="message" role="status">
-      <h3>${this.t.list.none}</h3>
-      <p class="quiet">${this.t.list.noneHint}</p>
-      <slot name="empty"></slot>
-    </div>`
+  #body(): TemplateResult {
+    const { live, filter, loading, pages } = this.#feed
+    if (connection.userId === null) return signedOut()
+    if (loading && live.failure !== null) return cannotRead(live.failure, this.#again)
+    if (loading) return waiting(Math.ceil(Math.min(this.#viewHeight || 560, 1_200) / this.#rowHeight), this.#rowHeight)
+    if (pages.length > 0) return this.#rows()
+    return filter.statuses.length > 0 || filter.queue !== null || filter.search !== '' ? noneFound(this.#clear) : none()
   }
 
   #rows(): TemplateResult {
@@ -310,15 +248,7 @@ export class JobList extends JobElement {
     this.#typing = setTimeout(() => this.#filter({ ...this.#feed.filter, search: this.searchField.value.trim() }), TYPING_MS)
   }
 
-  readonly #queueChosen = (event: Event): void => {
-    this.#filter({ ...this.#feed.filter, queue: (event.target as HTMLSelectElement).value || null })
-  }
-
-  #toggle(status: JobStatus): void {
-    const { statuses } = this.#feed.filter
-    const chosen = statuses.includes(status) ? statuses.filter((other) => other !== status) : [...statuses, status]
-    this.#filter({ ...this.#feed.filter, statuses: chosen })
-  }
+  readonly #again = (): void => void this.refresh()
 
   readonly #clear = (): void => {
     this.searchField.value = ''

@@ -36,7 +36,9 @@ export class JobPanel extends JobElement {
       nav {
         display: flex;
         gap: 4px;
-        margin-inline-end: auto;
+      }
+      .gap {
+        flex: 1;
       }
       nav a,
       .new,
@@ -127,12 +129,13 @@ export class JobPanel extends JobElement {
     return html`
       <div class="bar">
         <slot name="start"></slot>
-        <nav aria-label=${t.page.views}>
-          <a href="#/" aria-current=${alone ? nothing : 'page'}>${t.page.jobs}</a>
-          ${connection.isOperator
-            ? html`<a href="#/operations" aria-current=${alone ? 'page' : nothing}>${t.page.operations}</a>`
-            : nothing}
-        </nav>
+        ${connection.isOperator
+          ? html`<nav aria-label=${t.page.views}>
+              <a href="#/" aria-current=${alone ? nothing : 'page'}>${t.page.jobs}</a>
+              <a href="#/operations" aria-current=${alone ? 'page' : nothing}>${t.page.operations}</a>
+            </nav>`
+          : nothing}
+        <span class="gap"></span>
         <credit-balance></credit-balance>
         <a class="new" href="#/new">${t.page.newJob}</a>
         <slot name="end"></slot>

@@ -90,8 +90,8 @@ function how(job: Job): TemplateResult | typeof nothing {
       <span class="small" title=${step}><b>${language.percent(job.progress)}</b> ${step}</span>`
   }
   if (job.error_message !== null && job.status !== 'completed') {
-    const told = [items, job.error_message].filter((text) => text !== '').join(' · ')
-    return html`<span class="small ${job.status === 'failed' ? 'error' : 'quiet'}" title=${`${job.error_code ?? ''} ${told}`}>${told}</span>`
+    const why = `${job.error_code ?? ''} ${job.error_message}`
+    return html`<span class="small ${job.status === 'failed' ? 'error' : 'quiet'}" title=${why}>${job.error_message}</span>`
   }
   if (job.status === 'pending' && Date.parse(job.run_at) > Date.now() + 1_000) {
     return html`<span class="small quiet">${fill(t.list.runsAt, { when: language.ago(job.run_at) })}</span>`

@@ -224,8 +224,15 @@ export const listLook = css`
     .when {
       text-align: start;
     }
+    .tools input {
+      flex-basis: 55%;
+    }
+    .tools job-live-state {
+      margin-inline-start: auto;
+    }
     .chips {
       flex-wrap: nowrap;
+      width: 100%;
       overflow-x: auto;
       scrollbar-width: thin;
       padding: 2px;

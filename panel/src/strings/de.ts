@@ -50,6 +50,7 @@ export const de: Strings = {
     noOwner: 'von niemandem',
   },
   page: {
+    name: 'Job-Panel',
     title: 'Jobs',
     titleRunning: '{count} laufen – Jobs',
     views: 'Ansichten',

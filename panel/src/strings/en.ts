@@ -52,6 +52,7 @@ export const en = {
     noOwner: 'of nobody',
   },
   page: {
+    name: 'Job panel',
     title: 'Jobs',
     titleRunning: '{count} running – Jobs',
     views: 'Views',
