@@ -172,10 +172,11 @@ export class JobList extends JobElement {
   readonly #scrolled = (): void => {
     const scroller = this.scroller
     if (scroller === null || scroller.clientHeight === 0) return // hidden: it has no place to be at
+    const before = Math.floor(this.#top / this.#rowHeight)
     this.#top = scroller.scrollTop
     this.#feed.atTop = this.#top < this.#rowHeight / 2
     if (this.#feed.atTop && this.#feed.news.count > 0) this.#feed.showNews()
-    this.requestUpdate()
+    if (Math.floor(this.#top / this.#rowHeight) !== before) this.requestUpdate()
   }
 
   #resized(): void {
