@@ -14,7 +14,7 @@ const KEPT = 400
 const HELD = 500
 /** So many jobs' events wait for the next frame; beyond, everything is read again instead. */
 const QUEUED = 5_000
-const PATIENCE_MS = 15_000
+const PATIENCE_MS = 10_000
 const HIDDEN_MS = 1_000
 const SOON_MS = 1_000
 
@@ -245,6 +245,7 @@ export class ListFeed implements ReactiveController {
       if (this.#readings > 0) this.#told.set(id, change)
       this.#merge(change)
     }
+    this.pages.keep(this.#from - KEPT, this.#to + KEPT)
     this.#hears.changed()
     this.#host.requestUpdate()
   }

@@ -2,6 +2,13 @@ import { html, type TemplateResult } from 'lit'
 import { fill, language } from '../language'
 import { emptyRow } from './row'
 
+/** Browsers say in many ways that no answer came. */
+const NO_ANSWER = /fetch|network|load failed|timed? ?out|abort/i
+
+function plainly(failure: string, noAnswer: string): string {
+  return NO_ANSWER.test(failure) ? noAnswer : failure
+}
+
 /** In place of the rows: nobody is signed in. */
 export function signedOut(): TemplateResult {
   return html`<div class="message"><p class="quiet">${language.strings.list.signedOut}</p></div>`
@@ -17,8 +24,8 @@ export function waiting(rows: number, rowHeight: number): TemplateResult {
 export function cannotRead(failure: string, again: () => void): TemplateResult {
   const t = language.strings
   return html`<div class="message" role="alert">
-    <h3>${t.list.cannotRead}</h3>
-    <p class="quiet">${failure}</p>
+    <h2>${t.list.cannotRead}</h2>
+    <p class="quiet">${plainly(failure, t.page.unreachable)}</p>
     <button type="button" class="primary" @click=${again}>${t.retryNow}</button>
   </div>`
 }
@@ -27,7 +34,7 @@ export function cannotRead(failure: string, again: () => void): TemplateResult {
 export function notRead(failure: string, again: () => void): TemplateResult {
   const t = language.strings
   return html`<div class="trouble error small">
-    <span>${fill(t.list.notRead, { why: failure })}</span>
+    <span>${plainly(fill(t.list.notRead, { why: failure }), t.offlineHint)}</span>
     <button type="button" @click=${again}>${t.retryNow}</button>
   </div>`
 }
@@ -35,7 +42,7 @@ export function notRead(failure: string, again: () => void): TemplateResult {
 export function noneFound(clear: () => void): TemplateResult {
   const t = language.strings
   return html`<div class="message" role="status">
-    <h3>${t.list.noneFound}</h3>
+    <h2>${t.list.noneFound}</h2>
     <button type="button" @click=${clear}>${t.list.clear}</button>
   </div>`
 }
@@ -43,7 +50,7 @@ export function noneFound(clear: () => void): TemplateResult {
 export function none(): TemplateResult {
   const t = language.strings
   return html`<div class="message" role="status">
-    <h3>${t.list.none}</h3>
+    <h2>${t.list.none}</h2>
     <p class="quiet">${t.list.noneHint}</p>
     <slot name="empty"></slot>
   </div>`

@@ -96,7 +96,14 @@ function how(job: Job): TemplateResult | typeof nothing {
   if (job.status === 'pending' && Date.parse(job.run_at) > Date.now() + 1_000) {
     return html`<span class="small quiet">${fill(t.list.runsAt, { when: language.ago(job.run_at) })}</span>`
   }
-  return html`<span class="small quiet">${items}</span>`
+  const told = [items, took(job)].filter((text) => text !== '').join(' · ')
+  return told === '' ? nothing : html`<span class="small quiet">${told}</span>`
+}
+
+function took(job: Job): string {
+  if (job.started_at === null || job.finished_at === null) return ''
+  const seconds = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1_000
+  return fill(language.strings.list.took, { duration: language.duration(seconds) })
 }
 
 function credits(job: Job): string {

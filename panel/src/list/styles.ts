@@ -26,7 +26,7 @@ export const listLook = css`
     min-width: 0;
   }
   .tools select {
-    max-width: 160px;
+    max-width: 200px;
   }
   .chips {
     display: flex;
@@ -185,7 +185,7 @@ export const listLook = css`
     padding: 48px 16px;
     text-align: center;
   }
-  .message h3 {
+  .message h2 {
     margin: 0;
   }
   .message p {
@@ -218,6 +218,9 @@ export const listLook = css`
       gap: 8px;
       min-height: 18px;
     }
+    .how:empty {
+      display: none;
+    }
     .how progress {
       flex: 0 0 80px;
     }
@@ -225,14 +228,19 @@ export const listLook = css`
       text-align: start;
     }
     .tools input {
-      flex-basis: 55%;
+      flex-basis: 50%;
     }
     .tools job-live-state {
-      margin-inline-start: auto;
+      order: 1;
+    }
+    .tools select {
+      order: 2;
+      max-width: 120px;
     }
     .chips {
+      order: 3;
+      flex: 1 1 180px;
       flex-wrap: nowrap;
-      width: 100%;
       overflow-x: auto;
       scrollbar-width: thin;
       padding: 2px;

@@ -41,6 +41,7 @@ export const de: Strings = {
     progress: 'Fortschritt',
     itemsDone: '{done} von {total}',
     runsAt: 'Läuft {when}',
+    took: 'Dauer {duration}',
     cancelling: 'Wird abgebrochen',
     held: '{credits} reserviert',
     paid: '{credits} bezahlt',

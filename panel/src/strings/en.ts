@@ -43,6 +43,7 @@ export const en = {
     progress: 'Progress',
     itemsDone: '{done} of {total}',
     runsAt: 'Runs {when}',
+    took: 'took {duration}',
     cancelling: 'Cancelling',
     held: '{credits} reserved',
     paid: '{credits} paid',
