@@ -42,7 +42,7 @@ export class ListFeed implements ReactiveController {
   #asking = new AbortController()
   #filling = false
   #from = 0
-  #to = FIRST
+  #to = 0
   #queued = new Map<string, Change>()
   #frame: ReturnType<typeof setTimeout> | number | undefined
   #framed = false
@@ -123,7 +123,7 @@ export class ListFeed implements ReactiveController {
     this.#soon = undefined
     this.loading = true
     this.#from = 0
-    this.#to = FIRST
+    this.#to = 0
   }
 
   async #refresh(): Promise<void> {
