@@ -105,8 +105,6 @@ export class JobApp extends JobElement {
   override render() {
     const { t } = this
     const signedIn = connection.userId !== null
-    document.documentElement.lang = language.code
-    document.title = signedIn && this.running > 0 ? fill(t.page.titleRunning, { count: language.number(this.running) }) : t.page.title
     if (this.config !== null && signedIn) {
       return html`<main>
         <job-panel><h1 slot="start">${t.page.name}</h1>${this.#settings('end')}</job-panel>
@@ -114,6 +112,13 @@ export class JobApp extends JobElement {
     }
     return html`<header><h1>${t.page.name}</h1>${this.#settings('')}</header>
       <main>${this.#entrance()}</main>`
+  }
+
+  protected override updated(): void {
+    const { page } = this.t
+    const running = connection.userId === null ? 0 : this.running
+    document.documentElement.lang = language.code
+    document.title = running === 0 ? page.title : fill(page.titleRunning, { count: language.number(running) })
   }
 
   #entrance() {

@@ -102,6 +102,19 @@ export class JobPanel extends JobElement {
           padding: 6px;
           gap: 4px 8px;
         }
+        /* two rows: name, new job and menu; then views and credits */
+        .new,
+        ::slotted([slot='end']) {
+          order: 1;
+        }
+        .break {
+          order: 2;
+          flex-basis: 100%;
+        }
+        nav,
+        credit-balance {
+          order: 3;
+        }
       }
     `,
   ]
@@ -135,7 +148,7 @@ export class JobPanel extends JobElement {
               <a href="#/operations" aria-current=${alone ? 'page' : nothing}>${t.page.operations}</a>
             </nav>`
           : nothing}
-        <span class="gap"></span>
+        <span class="gap"></span><span class="break"></span>
         <credit-balance></credit-balance>
         <a class="new" href="#/new">${t.page.newJob}</a>
         <slot name="end"></slot>

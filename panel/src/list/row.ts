@@ -68,7 +68,7 @@ function statusText(job: Job): string {
 
 /** A shape besides the colour. */
 function mark(job: Job): TemplateResult {
-  const shapes = { pending: '○', processing: '◐', completed: '✓', partial: '◒', failed: '✕', cancelled: '–' }
+  const shapes = { pending: '○', processing: '▸', completed: '✓', partial: '◐', failed: '✕', cancelled: '–' }
   return html`<span aria-hidden="true">${shapes[job.status]}</span>`
 }
 
