@@ -32,7 +32,11 @@ export class JobList extends JobElement {
   @query('.scroll') private scroller!: HTMLElement | null
   @query('input') private searchField!: HTMLInputElement
 
-  readonly #feed = new ListFeed(this, { gone: (index) => this.#gone(index), changed: () => this.#counts.stir() })
+  readonly #feed = new ListFeed(this, {
+    gone: (index) => this.#gone(index),
+    came: (index) => this.#came(index),
+    changed: () => this.#counts.stir(),
+  })
   readonly #counts = new Counts(this, (open) => this.#tell('job-counts', open))
   readonly #sizes = new ResizeObserver(() => this.#resized())
   #typing: ReturnType<typeof setTimeout> | undefined
@@ -207,6 +211,10 @@ export class JobList extends JobElement {
   #gone(index: number): void {
     if ((index + 1) * this.#rowHeight <= this.#top) this.#scrollTo(this.#top - this.#rowHeight)
     if (index === this.#activeIndex()) this.#active = null
+  }
+
+  #came(index: number): void {
+    if (!this.#feed.atTop && index * this.#rowHeight < this.#top) this.#scrollTo(this.#top + this.#rowHeight)
   }
 
   #open(event: MouseEvent, id: string): void {

@@ -63,13 +63,19 @@ describe('a list', () => {
   let project: Project
   let feed: ListFeed
   const gone: number[] = []
+  const came: number[] = []
   const numbers = (): number[] => feed.pages.slice(0, 5).map((row) => Number(row?.id.slice(-6)))
 
   beforeEach(async () => {
     gone.length = 0
+    came.length = 0
     project = new Project()
     project.rows = jobs(1_000, 1)
-    feed = new ListFeed(host, { gone: (index) => gone.push(index), changed: () => undefined })
+    feed = new ListFeed(host, {
+      gone: (index) => gone.push(index),
+      came: (index) => came.push(index),
+      changed: () => undefined,
+    })
     feed.start(project.client, false)
     await vi.waitFor(() => expect(feed.loading).toBe(false))
     return () => feed.stop()
@@ -127,7 +133,7 @@ describe('a list', () => {
     expect(feed.pages.loaded().length).toBeLessThanOrEqual(400)
   })
 
-  it('drops a job that is not asked for any more, and says where it was', async () => {
+  it('drops a job that is not asked for any more and takes it back when it is, and says where', async () => {
     project.rows = jobs(1_000, 1).map((row) => ({ ...row, status: 'pending' as const }))
     feed.setFilter({ statuses: ['pending'], queue: null, search: '' })
     await vi.waitFor(() => expect(feed.loading).toBe(false))
@@ -136,6 +142,10 @@ describe('a list', () => {
     await nextFrame()
     expect(numbers().slice(0, 2)).toEqual([1_000, 998])
     expect(gone).toEqual([1])
+    project.tell(job(999, { status: 'pending', updated_at: '2026-01-02T00:00:00Z' }))
+    await nextFrame()
+    expect(numbers().slice(0, 2)).toEqual([1_000, 999])
+    expect(came).toEqual([1])
   })
 
   it('leaves it to the database what a search finds', async () => {

@@ -19,8 +19,10 @@ const HIDDEN_MS = 1_000
 const SOON_MS = 1_000
 
 export interface ListEvents {
-  /** A row left the list. Where it had been. */
+  /** A row left the list, where it had been. */
   gone: (index: number) => void
+  /** A row that was not there came in, where it is now. */
+  came: (index: number) => void
   /** Jobs have changed, or may have. */
   changed: () => void
 }
@@ -265,7 +267,7 @@ export class ListFeed implements ReactiveController {
     else if (known !== undefined) this.pages.upsert(job)
     else if (this.filter.search !== '') this.#later() // whether it belongs here, the database says
     else if (this.pages.isNew(id) && !this.atTop) this.#hold(job)
-    else this.pages.upsert(job)
+    else if (this.pages.upsert(job)) this.#hears.came(this.pages.indexOf(id))
   }
 
   #drop(id: string): void {
