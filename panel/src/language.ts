@@ -9,6 +9,7 @@ const KEPT_AS = 'job-panel-language'
 /** The language of the page: what was chosen here before, else the browser's, else English. */
 class Language extends EventTarget {
   code = pick([localStorage.getItem(KEPT_AS), ...navigator.languages])
+  readonly #formats = new Map<string, unknown>()
 
   get strings(): Strings {
     return LANGUAGES[this.code] ?? en
@@ -22,23 +23,24 @@ class Language extends EventTarget {
 
   /** 1234.5 → "1,234.5" */
   number(value: number): string {
-    return new Intl.NumberFormat(this.code).format(value)
+    return this.#format('number', () => new Intl.NumberFormat(this.code)).format(value)
   }
 
   /** 0.42 → "42%" */
   percent(share: number): string {
-    return new Intl.NumberFormat(this.code, { style: 'percent' }).format(share)
+    return this.#format('percent', () => new Intl.NumberFormat(this.code, { style: 'percent' })).format(share)
   }
 
   /** Date and time to the second, in the browser's time zone. */
   moment(iso: string): string {
-    return new Intl.DateTimeFormat(this.code, { dateStyle: 'medium', timeStyle: 'medium' }).format(new Date(iso))
+    const format = (): Intl.DateTimeFormat => new Intl.DateTimeFormat(this.code, { dateStyle: 'medium', timeStyle: 'medium' })
+    return this.#format('moment', format).format(new Date(iso))
   }
 
   /** "3 minutes ago", "in 2 hours". `now` in milliseconds since 1970. */
   ago(iso: string, now: number = Date.now()): string {
     const seconds = (new Date(iso).getTime() - now) / 1000
-    const format = new Intl.RelativeTimeFormat(this.code, { numeric: 'auto' })
+    const format = this.#format('ago', () => new Intl.RelativeTimeFormat(this.code, { numeric: 'auto' }))
     const units: [Intl.RelativeTimeFormatUnit, number][] = [['day', 86_400], ['hour', 3_600], ['minute', 60]]
     for (const [unit, size] of units) {
       if (Math.abs(seconds) >= size) return format.format(Math.trunc(seconds / size), unit)
@@ -58,6 +60,14 @@ class Language extends EventTarget {
     return (told.length > 0 ? told : parts.slice(2))
       .map(([value, unit]) => new Intl.NumberFormat(this.code, { style: 'unit', unit, unitDisplay: 'narrow' }).format(value))
       .join(' ')
+  }
+
+  /** To make a format takes longer than to use it a hundred times, and a list uses hundreds with each frame. */
+  #format<Format>(name: string, make: () => Format): Format {
+    const key = `${this.code} ${name}`
+    const format = (this.#formats.get(key) as Format | undefined) ?? make()
+    this.#formats.set(key, format)
+    return format
   }
 }
 

@@ -19,6 +19,8 @@ export interface LiveOptions {
   refresh: () => Promise<void>
   /** One row changed. */
   change: (change: Change) => void
+  /** False: there is more to see than events tell of, so rows are read every 5 s besides. Default true. */
+  eventsSuffice?: boolean
 }
 
 const EVERY_MS = 5_000
@@ -124,9 +126,11 @@ export class Live implements ReactiveController {
   }
 
   #judge(): void {
-    const down = this.failure !== null || !this.#up
+    const enough = this.#up && this.#options?.eventsSuffice !== false
+    const down = this.failure !== null || !enough
     if (this.failure !== null) this.#set('offline')
-    else if (this.#up) this.#set('live')
+    else if (enough) this.#set('live')
+    else if (this.#up) this.#set('refreshing')
     else if (this.state !== 'connecting') this.#set('refreshing')
     else this.#host.requestUpdate()
     clearTimeout(this.#timer)
