@@ -102,6 +102,7 @@ export class JobPlot extends JobElement {
   @state() private open = false
   @query('.canvas') private canvas!: HTMLElement
   #plot: uPlot | null = null
+  #shown: Figure | null = null
   #drawn = '' // what the plot that stands was made for: other lines need another one, other values do not
   readonly #sized = new ResizeObserver(() => this.#fit())
   readonly #themed = new MutationObserver(() => this.#plot?.redraw())
@@ -193,23 +194,35 @@ export class JobPlot extends JobElement {
   }
 
   #draw(): void {
-    const { times, lines, sort, days } = this.figure
+    const { lines, sort, days } = this.figure
     const made = JSON.stringify([language.code, sort, days, lines.map((line) => [line.label, line.colour, line.dash])])
-    const data: uPlot.AlignedData = [times, ...lines.map((line) => line.values)]
     if (this.#plot !== null && made === this.#drawn) {
-      if (this.#plot.data !== data && this.#changedData(data)) this.#plot.setData(data)
+      // a cursor that moves renders again, and must not draw again
+      if (this.#shown !== this.figure) this.#plot.setData(this.#data())
+      this.#shown = this.figure
       return
     }
     this.#plot?.destroy()
     this.#drawn = made
-    this.#plot = new uPlot(this.#options(), data, this.canvas)
+    this.#shown = this.figure
+    this.#plot = new uPlot(this.#options(), this.#data(), this.canvas)
     this.#sized.disconnect()
     this.#sized.observe(this.canvas)
   }
 
-  /** A cursor that moves renders again, and that must not draw again. */
-  #changedData(data: uPlot.AlignedData): boolean {
-    return data.some((column, place) => column !== this.#plot?.data[place])
+  /** Counts are of the time up to the next step: the last one gets its width by a point that closes it. */
+  #data(): uPlot.AlignedData {
+    const { times, lines, sort, days } = this.figure
+    const [before, last] = times.slice(-2)
+    if (sort !== 'counts' || days || before === undefined || last === undefined) {
+      return [times, ...lines.map((line) => line.values)]
+    }
+    return [[...times, 2 * last - before], ...lines.map(({ values }) => [...values, values.at(-1) ?? 0])]
+  }
+
+  readonly #pointed = (plot: uPlot): void => {
+    const place = plot.cursor.idx ?? null
+    this.at = place === null ? null : Math.min(place, this.figure.times.length - 1)
   }
 
   #fit(): void {
@@ -230,11 +243,11 @@ export class JobPlot extends JobElement {
       height: HEIGHT,
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, points: { size: 7 } },
-      padding: [8, 12, 0, 0],
+      padding: [8, 34, 0, 0],
       ...(days ? { tzDate: (time: number) => uPlot.tzDate(new Date(time * 1000), 'Etc/UTC') } : {}),
       scales: { y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.1 : 1] } },
       axes: [
-        { ...axis, space: 64, values: (_plot, splits, _axis, _space, step) => splits.map((time) => this.#tick(time, step)) },
+        { ...axis, space: 70, size: 32, values: (_plot, splits, _axis, _space, step) => splits.map((time) => this.#tick(time, step)) },
         {
           ...axis,
           size: 62,
@@ -253,7 +266,7 @@ export class JobPlot extends JobElement {
           ...(sort === 'counts' && !days && stepped !== undefined ? { paths: stepped } : {}),
         })),
       ],
-      hooks: { setCursor: [(plot) => (this.at = plot.cursor.idx ?? null)] },
+      hooks: { setCursor: [this.#pointed] },
     }
   }
 
@@ -261,7 +274,7 @@ export class JobPlot extends JobElement {
     const form: Intl.DateTimeFormatOptions =
       step >= 86_400 || this.figure.days
         ? { day: 'numeric', month: 'short', ...(this.figure.days ? { timeZone: 'UTC' } : {}) }
-        : { hour: '2-digit', minute: '2-digit' }
+        : { hour: 'numeric', minute: '2-digit' }
     return new Intl.DateTimeFormat(language.code, form).format(time * 1000)
   }
 }

@@ -1,4 +1,4 @@
-/** What the operators' functions answer. Each column is described beside its function (`sql/83_operator_api.sql`). */
+/** What the operators' functions answer. Each column is described beside its function (`sql/85_operator_api.sql`). */
 
 export interface Queue {
   queue: string

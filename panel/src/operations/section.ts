@@ -23,7 +23,7 @@ export async function ask<T>(client: SupabaseClient, name: string, values: objec
 /** Whether the database answered that this is for operators only. */
 export function isRefusal(error: unknown): boolean {
   const code = (error as { code?: unknown } | null)?.code
-  return code === 'JQ019' || code === '42501'
+  return code === 'JQ015' || code === '42501'
 }
 
 /**

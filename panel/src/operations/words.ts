@@ -4,7 +4,7 @@ import { language } from '../language'
 export function took(seconds: number | null): string {
   if (seconds === null) return '–'
   if (seconds >= 60) return language.duration(seconds)
-  const [value, unit, digits] = seconds < 1 ? [seconds * 1000, 'millisecond', 0] : [seconds, 'second', seconds < 10 ? 1 : 0]
+  const [value, unit, digits] = seconds > 0 && seconds < 1 ? [seconds * 1000, 'millisecond', 0] : [seconds, 'second', seconds < 10 ? 1 : 0]
   const style = { style: 'unit', unit, unitDisplay: 'narrow', maximumFractionDigits: digits } as const
   return new Intl.NumberFormat(language.code, style).format(value)
 }

@@ -6,7 +6,7 @@ import { Live } from '../live'
 import { liveTag } from './live-tag'
 import type { Worker } from './rows'
 import { ask, Section } from './section'
-import { roughly } from './words'
+import { took } from './words'
 
 /** Each worker: how it is woken, how long its lease goes on, how full it is; have it take no more. */
 @customElement('job-workers')
@@ -75,7 +75,7 @@ export class JobWorkers extends Section<Worker[]> {
         <dd class=${worker.feed === 'polling' ? 'warning' : ''}>${waking}</dd>
         <dt>${t.lease}</dt>
         <dd class=${worker.alive ? '' : 'error'}>
-          ${fill(worker.alive ? t.leaseLeft : t.leaseOver, { time: roughly(Math.abs(worker.lease_left_seconds)) })}
+          ${fill(worker.alive ? t.leaseLeft : t.leaseOver, { time: took(Math.abs(worker.lease_left_seconds)) })}
         </dd>
         <dt>${t.heard}</dt>
         <dd>${language.ago(new Date(this.polled.readAt - worker.heartbeat_age_seconds * 1000).toISOString(), this.polled.readAt)}</dd>
