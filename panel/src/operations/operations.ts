@@ -39,7 +39,7 @@ export class JobOperations extends JobElement {
         color: var(--ink);
         font-weight: 600;
       }
-      h1 {
+      h2 {
         margin: 0;
         font-size: 20px;
         line-height: 1.3;
@@ -71,7 +71,7 @@ export class JobOperations extends JobElement {
     // the token says it, too: then the database need not be asked to hear no
     const stranger = this.refused || (connection.session !== null && !connection.isOperator)
     return html`
-      <h1 tabindex="-1">${t.heading}</h1>
+      <h2 tabindex="-1">${t.heading}</h2>
       ${stranger
         ? this.#notice()
         : html`
@@ -124,7 +124,7 @@ export class JobOperations extends JobElement {
     const who = connection.userId ?? '…'
     const statement = `update auth.users set raw_app_meta_data = raw_app_meta_data || '{"is_operator": true}' where id = '${who}';`
     return html`<div class="card notice" role="status">
-      <h2>${t.noOperator}</h2>
+      <h3>${t.noOperator}</h3>
       <p>${t.noOperatorHint}</p>
       <pre>${statement}</pre>
     </div>`

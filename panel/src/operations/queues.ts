@@ -94,7 +94,7 @@ export class JobQueues extends Section<Queue[]> {
     return html`<div class="row bottom">
       <button
         aria-label=${fill(paused ? t.resumeNamed : t.pauseNamed, name)}
-        ?disabled=${this.isBusy(queue.queue)}
+        aria-disabled=${this.isBusy(queue.queue)}
         @click=${() => void (paused ? this.#resume(queue.queue) : this.#pause(queue.queue))}
       >
         ${paused ? t.resume : t.pause}

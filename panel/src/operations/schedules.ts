@@ -52,14 +52,14 @@ export class JobSchedules extends Section<Schedule[]> {
       <div class="row bottom">
         <button
           aria-label=${fill(paused ? t.resumeNamed : t.pauseNamed, name)}
-          ?disabled=${busy}
+          aria-disabled=${busy}
           @click=${() => void this.#switch(schedule.schedule, paused)}
         >
           ${paused ? t.resume : t.pause}
         </button>
         <button
           aria-label=${fill(t.runNowNamed, name)}
-          ?disabled=${busy}
+          aria-disabled=${busy}
           @click=${() => void this.#runNow(schedule.schedule)}
         >
           ${t.runNow}

@@ -67,6 +67,10 @@ export const sectionLook = css`
   p {
     margin: 0;
   }
+  button[aria-disabled='true'] {
+    opacity: 0.55;
+    cursor: default;
+  }
   .problem {
     margin-bottom: 12px;
     padding: 8px 12px;

@@ -94,7 +94,7 @@ export class JobWorkers extends Section<Worker[]> {
         ? html`<div class="row bottom">
             <button
               aria-label=${fill(t.drainNamed, { name: worker.name })}
-              ?disabled=${this.isBusy(worker.id)}
+              aria-disabled=${this.isBusy(worker.id)}
               @click=${() => void this.#drain(worker)}
             >
               ${t.drain}

@@ -129,7 +129,7 @@ export const en = {
     lastJob: 'Last job',
     pruned: 'no longer kept',
     runNow: 'Run now',
-    runNowNamed: 'Run {name} now',
+    runNowNamed: 'Run now: {name}',
     runNowTitle: 'Run {name} now?',
     runNowText: 'This makes one more job of the schedule, at once. Its plan stays as it is.',
     ranNow: '{name} has made a job.',
