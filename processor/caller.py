@@ -67,15 +67,15 @@ class Caller:
     ) -> Any:
         """Return the answer: of ``shape``, if one is given and it is such, or else as plain JSON.
 
-        ``patience`` 0 is for what must not be repeated.
+        ``patience`` 0 is for what is not to be repeated.
         """
         send = partial(self._transport.post, f"/rest/v1/rpc/{function}", arguments)
         return await self._repeat(function, send, shape, self._patience if patience is None else patience)
 
-    async def _select(self, table: str, query: dict[str, str]) -> Any:
+    async def _select(self, table: str, query: dict[str, str], *, patience: float | None = None) -> Any:
         """Return the rows of a table or view that a query in PostgREST's grammar asks for."""
         send = partial(self._transport.get, f"/rest/v1/{table}?{urlencode(query)}")
-        return await self._repeat(table, send, None, self._patience)
+        return await self._repeat(table, send, None, self._patience if patience is None else patience)
 
     async def _repeat(
         self,

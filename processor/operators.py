@@ -55,8 +55,9 @@ class Operators(Caller):
         return found
 
     async def watched_jobs(self, ids: Sequence[str]) -> list[Row]:
-        """Return what changes while jobs run."""
-        rows: list[Row] = await self._select("jobs", {"select": _WATCHED, "id": f"in.({','.join(ids)})"})
+        """Return what changes while jobs run; asked once, because whoever watches asks again anyway."""
+        query = {"select": _WATCHED, "id": f"in.({','.join(ids)})"}
+        rows: list[Row] = await self._select("jobs", query, patience=0)
         return rows
 
     async def watched_items(self, jobs: Sequence[str], first: int) -> list[Row]:
@@ -67,7 +68,7 @@ class Operators(Caller):
             "position": f"lte.{first}",
             "order": "job_id,position",
         }
-        rows: list[Row] = await self._select("job_items", query)
+        rows: list[Row] = await self._select("job_items", query, patience=0)
         return rows
 
     async def read_logs(self, job_id: str, *, after: int = 0, limit: int) -> list[Row]:

@@ -123,10 +123,11 @@ def history(
         out.print("no entries")
         return
     made = look.table("when", "what", "change", "balance", "job or reason", right=("change", "balance"))
+    time = look.clock if out.width >= look.WIDE else look.ago
     for row in rows:
         change = row["change"]
         made.add_row(
-            look.words(look.clock(row["created_at"]), "dim"),
+            look.words(time(row["created_at"]), "dim"),
             look.words(row["kind"]),
             look.words(
                 f"{change:+,}" if change else "0", "green" if change > 0 else "red" if change else "dim"

@@ -20,15 +20,10 @@ from processor.job import JobStatus
 from processor.operators import Operators, Row
 
 app = typer.Typer(help="Jobs: create, list, show, watch, cancel, retry, logs.", no_args_is_help=True)
-app.command()(create)
-app.command()(show)
-app.command()(watch)
-app.command()(logs)
 
-Jobs = Annotated[list[UUID], typer.Argument(metavar="JOB…", help="Ids of jobs.", show_default=False)]
+Jobs = Annotated[list[UUID], typer.Argument(metavar="JOB", help="Ids of jobs.", show_default=False)]
 
 
-@app.command("list")
 def list_(
     *,
     status: Annotated[
@@ -74,7 +69,6 @@ def list_(
         _tell(rows, full=len(rows) == limit)
 
 
-@app.command()
 def cancel(jobs: Jobs, *, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     """End jobs that wait, and ask those that run to stop."""
     rows, code = ask(config_file, lambda project: _each(jobs, project.cancel_job))
@@ -87,7 +81,6 @@ def cancel(jobs: Jobs, *, config_file: ConfigFile = None, as_json: AsJson = Fals
     raise typer.Exit(code)
 
 
-@app.command()
 def retry(
     jobs: Jobs,
     *,
@@ -134,7 +127,8 @@ async def _each(jobs: list[UUID], do: Any) -> tuple[list[Row], int]:
 
 def _cancelled(row: Row) -> str:
     if row["status"] == JobStatus.CANCELLED:
-        return f"is cancelled; {look.counted(row['credits_refunded'], 'credit')} refunded"
+        refunded = row["credits_refunded"]
+        return "is cancelled" + (f"; {look.counted(refunded, 'credit')} refunded" if refunded else "")
     if row["finished_at"] is not None:
         return f"had ended already: {row['status']}"
     return f"is asked to stop: processor jobs watch {row['id']}"
@@ -183,7 +177,13 @@ def note(row: Row) -> str | None:
     """Say what is worth knowing of a job beside its numbers: why it failed, what it does, when it runs."""
     if row["error_code"] is not None and row["status"] != JobStatus.CANCELLED:
         return f"{row['error_code']}: {row['error_message']}"
-    if row["status"] == JobStatus.PENDING and look.ago(row["run_at"]).startswith(("in", "after")):
-        return f"runs {look.ago(row['run_at'])}"
+    if row["status"] == JobStatus.PENDING and (when := look.later(row["run_at"])):
+        return f"runs {when}"
     message: str | None = row["progress_message"]
     return message
+
+
+app.command()(create)
+app.command("list")(list_)
+for command in (show, watch, logs, cancel, retry):
+    app.command()(command)

@@ -118,7 +118,7 @@ def _tell(job: Row) -> None:
     facts = [look.counted(job["items_total"], "item")] if job["items_total"] else []
     if job["credits_held"]:
         facts.append(f"{look.counted(job['credits_held'], 'credit')} reserved")
-    if (when := look.ago(job["run_at"])).startswith("in "):
+    if when := look.later(job["run_at"]):
         facts.append(f"runs {when}")
     described = f" {look.plain(job['kind'])} in queue {look.plain(job['queue'])}"
     line = Text.assemble((job["id"], "bold"), described, *(f", {fact}" for fact in facts), ": ")

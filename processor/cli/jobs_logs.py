@@ -14,7 +14,7 @@ from rich.text import Text
 from processor.cli import look
 from processor.cli.config import ConfigFile
 from processor.cli.project import ask
-from processor.errors import JobNotFound
+from processor.errors import ApiUnreachable, JobNotFound
 from processor.operators import Operators, Row
 
 _PAGE = 500
@@ -41,10 +41,18 @@ def logs(
         return await _beyond(project, job_id, 0)
 
     async def following(project: Operators) -> None:
-        last, pause = 0, _FASTEST
+        last, pause, away = 0, _FASTEST, False
         while True:
-            row = await _job(project, job_id)  # before the lines: what an ended job has said is all there
-            lines = await _beyond(project, job_id, last)
+            try:
+                row = await _job(project, job_id)  # before the lines: what an ended job has said is all there
+                lines = await _beyond(project, job_id, last)
+            except ApiUnreachable as error:
+                if not away:
+                    look.complain(f"{error.message}; asking again", "warning")
+                away = True
+                await asyncio.sleep(_SLOWEST)
+                continue
+            away = False
             for line in lines:
                 last = line["id"]
                 if as_json:

@@ -71,8 +71,8 @@ def _job(job: Row, items: list[Row]) -> Iterator[RenderableType]:
         yield Text(look.plain(ending(job)), style=look.STATUS.get(job["status"], ""))
     else:
         yield _bar(job)
-        if says := _says(job):
-            yield Text(f"  {look.plain(says)}", style="dim", no_wrap=True, overflow="ellipsis")
+        if said := says(job):
+            yield Text(f"  {look.plain(said)}", style="dim", no_wrap=True, overflow="ellipsis")
     for item in _worth_a_line(items):
         yield item_line(item)
     if (hidden := job["items_total"] - len(_worth_a_line(items))) > 0:
@@ -91,13 +91,16 @@ def _bar(job: Row) -> Table:
     return row
 
 
-def _says(job: Row) -> str | None:
+def says(job: Row) -> str | None:
+    """Say what a job that has not ended does, or waits for."""
     if job["cancel_requested_at"] is not None:
         return "is asked to stop"
     if job["status"] == "pending":
-        when = look.ago(job["run_at"])
-        why = f", after {job['error_code']}: {job['error_message']}" if job["error_code"] else ""
-        return f"runs {when}{why}" if when.startswith(("in", "after")) else why.removeprefix(", ")
+        when = look.later(job["run_at"])
+        runs = f"runs {when}" if when else None
+        why = f"after {job['error_code']}: {job['error_message']}" if job["error_code"] else None
+        waits = f"waits: {job['waits_for']}" if job["waits_for"] else None
+        return ", ".join(part for part in (runs, waits, why) if part)
     message: str | None = job["progress_message"]
     return message
 

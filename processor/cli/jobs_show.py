@@ -77,7 +77,7 @@ def _facts(job: Row) -> Iterator[tuple[str, Any]]:
     yield "queue", job["queue"] + (f", priority {job['priority']}" if job["priority"] else "")
     yield "owner", job["owner_id"] or "nobody: a job of the system, free"
     yield "created", _when(job["created_at"])
-    if job["status"] == "pending" and look.ago(job["run_at"]).startswith(("in", "after")):
+    if job["status"] == "pending" and look.later(job["run_at"]):
         yield "runs", _when(job["run_at"])
     if job["started_at"] is not None:
         yield "started", _when(job["started_at"])

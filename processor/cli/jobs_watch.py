@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Protocol
 from uuid import UUID
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from processor.cli import look
 from processor.cli.config import ConfigFile
-from processor.cli.jobs_screen import Screen, ending
+from processor.cli.jobs_screen import Screen, ending, says
 from processor.cli.project import Code, WrongInput, ask
 from processor.errors import ApiUnreachable, JobNotFound
 from processor.operators import Operators, Row
@@ -23,6 +24,8 @@ _MOST = 50
 """Jobs that can be watched at once: their ids are part of an address."""
 _FASTEST, _SLOWEST = 0.5, 2.0
 """Seconds between two looks: while something changes, and after a while without."""
+_WONDERS_AFTER, _WONDERS_EVERY = 3.0, 10.0
+"""Seconds after which, and between which, it is asked why jobs that could run do not."""
 
 
 class Viewer(Protocol):
@@ -36,15 +39,16 @@ class Viewer(Protocol):
 
 
 def watch(
-    jobs: Annotated[list[UUID], typer.Argument(metavar="JOB…", help="Ids of jobs.", show_default=False)],
+    jobs: Annotated[list[UUID], typer.Argument(metavar="JOB", help="Ids of jobs.", show_default=False)],
     *,
     config_file: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each change.")] = False,
 ) -> None:
     """Watch jobs until they have ended.
 
-    The exit code is 0 if all have completed, 1 if one failed or was cancelled, else 3 if one did only some
-    of its items. Ctrl-C stops the watching, not the jobs.
+    The exit code is 0 if all completed, 1 if one failed or was cancelled, else 3 if one is partial.
+
+    Ctrl-C stops the watching, not the jobs.
     """
     ids = [str(job) for job in dict.fromkeys(jobs)]
     raise typer.Exit(ask(config_file, lambda project: watched(project, ids, as_json=as_json)))
@@ -70,12 +74,16 @@ async def _follow(project: Operators, ids: list[str], viewer: Viewer) -> set[str
     open_jobs = list(ids)
     seen: dict[str, tuple[Row, list[Row]]] = {}
     pause, away = _FASTEST, False
+    reasons, wonder_at = dict[str, str](), time.monotonic() + _WONDERS_AFTER
     while open_jobs:
         try:
             # the jobs before their items: when a job has ended, its items have as well
             jobs = {row["id"]: row for row in await project.watched_jobs(open_jobs)}
             with_items = [job["id"] for job in jobs.values() if job["items_total"]]
             items = await project.watched_items(with_items, ITEMS) if with_items else []
+            if time.monotonic() >= wonder_at and any(map(_is_due, jobs.values())):
+                reasons = _reasons(await project.read_queues())
+                wonder_at = time.monotonic() + _WONDERS_EVERY
         except ApiUnreachable as error:
             if not away:
                 viewer.trouble(error.message)
@@ -89,16 +97,38 @@ async def _follow(project: Operators, ids: list[str], viewer: Viewer) -> set[str
         for job_id in list(open_jobs):
             if job_id not in jobs:
                 raise JobNotFound(f"job not found: {job_id}")
-            now = (jobs[job_id], [item for item in items if item["job_id"] == job_id])
+            job = jobs[job_id]
+            why = reasons.get(job["queue"]) if _is_due(job) else None
+            now = ({**job, "waits_for": why}, [item for item in items if item["job_id"] == job_id])
             if seen.get(job_id) != now:
                 seen[job_id] = now
                 viewer.show(*now)
                 pause = _FASTEST
-            if now[0]["finished_at"] is not None:
+            if job["finished_at"] is not None:
                 open_jobs.remove(job_id)
         if open_jobs:
             await asyncio.sleep(pause)
     return {job["status"] for job, _ in seen.values()}
+
+
+def _is_due(job: Row) -> bool:
+    return job["status"] == "pending" and look.later(job["run_at"]) is None
+
+
+def _reasons(queues: list[Row]) -> dict[str, str]:
+    """Say of queues whose due jobs do not run what they wait for."""
+    reasons = {}
+    for queue in queues:
+        most = queue["max_processing"]
+        if queue["paused"]:
+            reasons[queue["queue"]] = f"its queue is paused: processor queues resume {queue['queue']}"
+        elif not queue["live_workers"]:
+            reasons[queue["queue"]] = "no worker serves its queue: processor workers list"
+        elif most is not None and queue["processing"] >= most:
+            reasons[queue["queue"]] = (
+                f"its queue runs {most} at once: processor queues limits {queue['queue']}"
+            )
+    return reasons
 
 
 class JsonLines:
@@ -134,7 +164,7 @@ class Lines:
                 why = f" {item['error_code']}: {item['error_message']}" if item["error_code"] else ""
                 self._say(f"{prefix}{item['key']} {item['status']}{why}")
         ended = job["finished_at"] is not None
-        said = (job["status"], job["attempt"], None if ended else job["progress_message"])
+        said = (job["status"], job["attempt"], None if ended else job["progress_message"], job["waits_for"])
         if self._said.get(job["id"]) != said:
             self._said[job["id"]] = said
             self._say(f"{prefix}{ending(job) if ended else standing(job)}")
@@ -150,9 +180,6 @@ class Lines:
 
 def standing(job: Row) -> str:
     """Say how a job that has not ended is doing."""
-    if job["status"] == "pending":
-        when = look.ago(job["run_at"])
-        why = f", after {job['error_code']}: {job['error_message']}" if job["error_code"] else ""
-        return (f"pending, runs {when}" if when.startswith(("in", "after")) else "pending") + why
-    message = f" {job['progress_message']}" if job["progress_message"] else ""
-    return f"processing {job['progress']:.0%}{message}"
+    share = "" if job["status"] == "pending" else f" {job['progress']:.0%}"
+    more = says(job)
+    return f"{job['status']}{share}" + (f", {more}" if more else "")

@@ -115,6 +115,12 @@ def ago(stamp: str | None) -> str:
     return f"{lasts(seconds)} ago" if seconds >= 1 else "now"
 
 
+def later(stamp: str | None) -> str | None:
+    """Say when a time will be, if it is still to come."""
+    said = ago(stamp)
+    return said if said.startswith(("in ", "after ")) else None
+
+
 def lasts(seconds: float | None) -> str:
     """Say a length of time in one unit, or two where the first is small."""
     if seconds is None:
