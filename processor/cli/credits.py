@@ -46,16 +46,18 @@ def show(owner: Owner, *, config_file: ConfigFile = None, as_json: AsJson = Fals
     out.print(line.append("".join(f", {found[name]:,} {name}" for name in _SUMS[1:]), "dim"))
     if not found["lots"]:
         return
-    made = look.table("left", "of", "granted", "expires", "priority", right=("left", "of", "priority"))
-    for lot in found["lots"]:
-        made.add_row(
+    rows = [
+        [
             look.number(lot["remaining"]),
             look.number(lot["amount"]),
             look.words(look.ago(lot["created_at"])),
             look.words("never" if lot["expires_at"] is None else look.ago(lot["expires_at"])),
             look.number(lot["priority"]),
-        )
-    out.print(made)
+        ]
+        for lot in found["lots"]
+    ]
+    columns = ("left", "of", "granted", "expires", "priority")
+    look.print_table(out, columns, rows, right=("left", "of", "priority"))
 
 
 @app.command()
@@ -122,19 +124,23 @@ def history(
     if not rows:
         out.print("no entries")
         return
-    made = look.table("when", "what", "change", "balance", "job or reason", right=("change", "balance"))
     time = look.clock if out.width >= look.WIDE else look.ago
-    for row in rows:
-        change = row["change"]
-        made.add_row(
+    lines = [
+        [
             look.words(time(row["created_at"]), "dim"),
             look.words(row["kind"]),
-            look.words(
-                f"{change:+,}" if change else "0", "green" if change > 0 else "red" if change else "dim"
-            ),
+            _change(row["change"]),
             look.words(f"{row['balance']:,}"),
             look.words(row["reason"] if row["job_id"] is None else row["job_id"]),
-        )
-    out.print(made)
+        ]
+        for row in rows
+    ]
+    columns = ("when", "what", "change", "balance", "job or reason")
+    look.print_table(out, columns, lines, right=("change", "balance"), flexible=("job or reason",))
     if len(rows) == limit:
         out.print(f"older ones: --before {rows[-1]['id']}", style="dim")
+
+
+def _change(amount: int) -> Text:
+    style = "green" if amount > 0 else "red" if amount else "dim"
+    return look.words(f"{amount:+,}" if amount else "0", style)

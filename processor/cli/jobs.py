@@ -44,7 +44,7 @@ def list_(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 20,
     before: Annotated[
         UUID | None, typer.Option(help="Older than this job: the next page.", show_default=False)
     ] = None,
@@ -139,15 +139,13 @@ def _tell(rows: list[Row], *, full: bool) -> None:
     if not rows:
         out.print("no jobs")
         return
+    columns = ["id", "status", "kind", "done", "created"]
     wide = out.width >= look.WIDE
-    made = look.table("id", "status", "kind", "done", "created", right=("done",))
-    made.columns[0].min_width = 36
-    made.columns[2].min_width = 8
     if wide:
-        made.add_column("queue", no_wrap=True, overflow="ellipsis")
-        made.add_column("", no_wrap=True, overflow="ellipsis")
+        columns += ["queue", "says"]
+    lines = []
     for row in rows:
-        cells = [
+        line = [
             look.words(row["id"]),
             look.status(row["status"]),
             look.words(row["kind"]),
@@ -155,9 +153,9 @@ def _tell(rows: list[Row], *, full: bool) -> None:
             look.words(look.ago(row["created_at"]), "dim"),
         ]
         if wide:
-            cells += [look.words(row["queue"]), look.words(note(row), "dim")]
-        made.add_row(*cells)
-    out.print(made)
+            line += [look.words(row["queue"]), look.words(note(row), "dim")]
+        lines.append(line)
+    look.print_table(out, columns, lines, right=("done",), flexible=("says", "kind", "queue"))
     if full:
         _next_page(out, rows[-1]["id"])
 

@@ -113,14 +113,15 @@ def _worth_a_line(items: list[Row]) -> list[Row]:
     return told[:_LINES]
 
 
-def item_line(item: Row) -> Text:
-    """Return an item in a line: its sign, its key, and how far it is or why it failed."""
+def item_line(item: Row, *, whole: bool = False) -> Text:
+    """Return an item in a line, cut where the terminal ends unless it is to be ``whole``."""
     sign, style = _SIGNS.get(item["status"], ("?", ""))
     begun = item["status"] == "pending" and item["progress"] > 0
     line = Text.assemble(
         "  ", ("◐" if begun else sign, "blue" if begun else style), " ", look.plain(item["key"])
     )
-    line.no_wrap, line.overflow = True, "ellipsis"
+    if not whole:
+        line.no_wrap, line.overflow = True, "ellipsis"
     if begun:
         line.append(f" {item['progress']:.0%}", "dim")
     if item["error_code"] is not None and item["status"] != "completed":

@@ -65,7 +65,7 @@ def _tell(found: Row, out: Console) -> None:
     if found["items"]:
         _title(out, "items")
         for item in found["items"]:
-            out.print(item_line(item))
+            out.print(item_line(item, whole=True), soft_wrap=True)
     if found["logs"]:
         _title(out, "log" if len(found["logs"]) <= _LAST_LINES else f"log, the last {_LAST_LINES} lines")
         for line in found["logs"][-_LAST_LINES:]:
@@ -93,7 +93,13 @@ def _facts(job: Row) -> Iterator[tuple[str, Any]]:
     if job["items_total"]:
         failed = f", {job['items_failed']} failed" if job["items_failed"] else ""
         yield "items", f"{job['items_done']} of {job['items_total']} done{failed}"
-    elif job["finished_at"] is None:
+    if job["children_total"]:
+        failed = f", {job['children_failed']} failed" if job["children_failed"] else ""
+        yield (
+            "children",
+            f"{job['children_total'] - job['children_open']} of {job['children_total']} ended{failed}",
+        )
+    if not job["items_total"] and job["finished_at"] is None:
         yield "progress", f"{job['progress']:.0%}"
     if job["progress_message"] and job["finished_at"] is None:
         yield "says", job["progress_message"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,16 +80,30 @@ def number(value: float | None, none: str = "-") -> Text:
     return words(none if value is None else f"{value:,}", "" if value else "dim")
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; of the columns named in ``right`` the values stand at the right."""
+def print_table(
+    out: Console,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Text]],
+    *,
+    right: Sequence[str] = (),
+    flexible: Sequence[str] = (),
+) -> None:
+    """Print rows under the names of their columns; where they are too wide, ``flexible`` columns are cut."""
     made = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0)
     )
-    for column in columns:
+    lines = [list(row) for row in rows]
+    for place, column in enumerate(columns):
         made.add_column(
-            column, justify="right" if column in right else "left", no_wrap=True, overflow="ellipsis"
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if column in flexible else max([len(column), *(r[place].cell_len for r in lines)]),
         )
-    return made
+    for line in lines:
+        made.add_row(*line)
+    out.print(made)
 
 
 def moment(stamp: str | None) -> datetime | None:

@@ -49,11 +49,14 @@ _WRONG = (
     errors.InvalidItems,
     errors.InvalidArgument,
     errors.JobNotFound,
+    errors.WorkerUnknown,
 )
 _UNREACHABLE = (errors.ApiUnreachable, errors.AuthFailed, errors.SchemaMissing, errors.SchemaMismatch)
 _ADVICE: dict[type[errors.ApiError], str] = {
     errors.InsufficientCredits: "Give some with: processor credits grant OWNER AMOUNT",
     errors.JobNotFound: "Look for it with: processor jobs list",
+    errors.UnknownQueue: "Their names: processor queues list",
+    errors.WorkerUnknown: "Their names: processor workers list",
     errors.UnknownKind: "A kind is known once a worker with its handler has started: processor workers list",
 }
 """What to do, at a terminal; for all others the database says it."""

@@ -102,15 +102,15 @@ def limits(
     if as_json:
         look.print_json(row)
         return
-    made = look.table("limit", "", "", right=("",))
-    for name, what in _LIMITS.items():
-        value = row[name]
-        made.add_row(
-            name.replace("_", "-"),
-            look.words("none" if value is None else f"{value:g}"),
-            look.words(what, "dim"),
-        )
-    look.console().print(made)
+    lines = [
+        [look.words(name.replace("_", "-")), look.words(_limit(row[name])), look.words(what, "dim")]
+        for name, what in _LIMITS.items()
+    ]
+    look.print_table(look.console(), ("limit", "value", "what it is"), lines, right=("value",))
+
+
+def _limit(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.15g}"
 
 
 def _changed(row: Row, said: str, *, as_json: bool) -> None:
@@ -138,12 +138,12 @@ def _tell(rows: list[Row], out: Console) -> None:
     columns = ["queue", "state", "workers", "due", "oldest", "later", "running", "done/h", "failed/h"]
     if out.width >= look.WIDE:
         columns += ["p50", "p95"]
-    made = look.table(*columns, right=tuple(columns[2:]))
+    lines = []
     for row in rows:
         running = f"{row['processing']:,}"
         if row["max_processing"] is not None:
             running += f"/{row['max_processing']}"
-        cells = [
+        line = [
             look.words(row["queue"]),
             state(row),
             look.number(row["live_workers"]),
@@ -155,6 +155,6 @@ def _tell(rows: list[Row], out: Console) -> None:
             look.number(row["failed_last_hour"]),
         ]
         if out.width >= look.WIDE:
-            cells += [look.words(look.lasts(row[f"run_seconds_{share}"])) for share in ("p50", "p95")]
-        made.add_row(*cells)
-    out.print(made)
+            line += [look.words(look.lasts(row[f"run_seconds_{share}"])) for share in ("p50", "p95")]
+        lines.append(line)
+    look.print_table(out, columns, lines, right=columns[2:], flexible=("queue",))

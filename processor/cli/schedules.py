@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.text import Text
 from processor.cli import look
 from processor.cli.config import ConfigFile
 from processor.cli.project import AsJson, ask, names
-from processor.errors import ApiUnreachable
+from processor.errors import ApiUnreachable, InvalidArgument
 from processor.operators import Operators, Row
 
 app = typer.Typer(help="Schedules: list, pause, resume, run.", no_args_is_help=True)
@@ -41,14 +42,14 @@ def list_(*, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
 @app.command()
 def pause(schedule: Schedule, *, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     """Let a schedule make no more jobs; what a pause leaves out is not caught up."""
-    row = ask(config_file, lambda project: project.pause_schedule(schedule))
+    row = ask(config_file, lambda project: _known(project.pause_schedule(schedule)))
     _changed(row, f"{schedule} is paused", as_json=as_json)
 
 
 @app.command()
 def resume(schedule: Schedule, *, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     """Let a schedule go on with the next time to come."""
-    row = ask(config_file, lambda project: project.resume_schedule(schedule))
+    row = ask(config_file, lambda project: _known(project.resume_schedule(schedule)))
     _changed(row, f"{schedule} goes on", as_json=as_json)
 
 
@@ -58,7 +59,7 @@ def run(schedule: Schedule, *, config_file: ConfigFile = None, as_json: AsJson =
 
     async def once(project: Operators) -> Row:
         try:
-            return await project.run_schedule(schedule)
+            return await _known(project.run_schedule(schedule))
         except ApiUnreachable as error:
             error.hint = (
                 "It may have made the job all the same, see processor jobs list, so it is not repeated."
@@ -67,6 +68,15 @@ def run(schedule: Schedule, *, config_file: ConfigFile = None, as_json: AsJson =
 
     row = ask(config_file, once)
     _changed(row, f"{row['id']} {row['kind']} {row['status']}", as_json=as_json)
+
+
+async def _known(doing: Awaitable[Row]) -> Row:
+    """Say where the names are, if this is none."""
+    try:
+        return await doing
+    except InvalidArgument as error:
+        error.hint = "Their names: processor schedules list"
+        raise
 
 
 def _changed(row: Row, said: str, *, as_json: bool) -> None:
@@ -80,22 +90,24 @@ def _tell(rows: list[Row], out: Console) -> None:
     if not rows:
         out.print("no schedules: declare one with @app.cron, or insert a row into job_schedules")
         return
-    made = look.table("schedule", "state", "next", "plan", "last")
-    if out.width >= look.WIDE:
-        made.add_column("kind", no_wrap=True, overflow="ellipsis")
+    columns = ["schedule", "state", "next", "plan", "last"]
+    wide = out.width >= look.WIDE
+    if wide:
+        columns.append("kind")
+    lines = []
     for row in rows:
         last = f"{look.ago(row['last_run_at'])} {row['last_status'] or ''}"
-        cells = [
+        line = [
             look.words(row["schedule"]),
             look.words(row["state"], _STATES.get(row["state"], "")),
             look.words(look.ago(row["next_run_at"])),
             look.words(row["cron"] + ("" if row["timezone"] == "UTC" else f" {row['timezone']}")),
             look.words(last.strip(), look.STATUS.get(row["last_status"] or "", "")),
         ]
-        if out.width >= look.WIDE:
-            cells.append(look.words(row["kind"]))
-        made.add_row(*cells)
-    out.print(made)
+        if wide:
+            line.append(look.words(row["kind"]))
+        lines.append(line)
+    look.print_table(out, columns, lines, flexible=("kind", "plan", "schedule"))
     for row in rows:
         if row["why"] and row["state"] in {"problem", "overdue"}:
             out.print(Text(look.plain(f"{row['schedule']}: {row['why']}"), style="red"), soft_wrap=True)

@@ -56,12 +56,13 @@ def _tell(rows: list[Row], out: Console) -> None:
     if not rows:
         out.print("no workers: start one with processor run module:app")
         return
-    made = look.table("name", "state", "running", "feed", "heard", "since", "queues", right=("running",))
-    if out.width >= look.WIDE:
-        made.add_column("version", no_wrap=True)
-        made.add_column("id", no_wrap=True)
+    columns = ["name", "state", "running", "feed", "heard", "since", "queues"]
+    wide = out.width >= look.WIDE
+    if wide:
+        columns += ["version", "id"]
+    lines = []
     for row in rows:
-        cells = [
+        line = [
             look.words(row["name"]),
             _state(row),
             look.words(f"{row['running']}/{row['slots']}"),
@@ -70,10 +71,10 @@ def _tell(rows: list[Row], out: Console) -> None:
             look.words(look.ago(row["started_at"])),
             look.words(", ".join(row["queues"])),
         ]
-        if out.width >= look.WIDE:
-            cells += [look.words(row["version"]), look.words(row["id"])]
-        made.add_row(*cells)
-    out.print(made)
+        if wide:
+            line += [look.words(row["version"]), look.words(row["id"])]
+        lines.append(line)
+    look.print_table(out, columns, lines, right=("running",), flexible=("queues", "name"))
 
 
 def _state(row: Row) -> Text:

@@ -1,4 +1,4 @@
-"""Commands as somebody at a terminal, or a script, runs them: as processes that know a project, and no more."""
+"""Commands as somebody at a terminal, or a script, runs them: processes that know a project and no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-SECONDS = 45.0
+SECONDS = 90.0
 
 
 @dataclass

@@ -120,12 +120,13 @@ async def test_cancelling_ends_a_job_that_waits_and_stops_one_that_runs(shop, te
 
 async def test_following_logs_misses_and_doubles_nothing_and_ends_with_the_job(shop, terminal, admin):
     await shop.daemon()
-    job_id = (await shop.create("greet", {"seconds": 3}))["id"]
+    job_id = (await shop.create("greet", {"seconds": 60}))["id"]
 
     async with terminal.running("jobs", "logs", job_id, "--follow", "--json") as following:
         for number in range(5):
             await _log(admin, job_id, f"line {number}")
             await following.says(f"line {number}")
+        await shop.service.rpc("cancel_job", {"job_id": job_id}).execute()
         assert await following.ends() == 0
 
     said = [json.loads(line)["message"] for line in following.output.splitlines()]

@@ -7,8 +7,10 @@ import sys
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.acceptance.terminal import Said, Terminal
+from processor.cli import app
+from tests.acceptance.terminal import Terminal
 
 NOBODY = str(uuid4())
 
@@ -148,14 +150,12 @@ MISTAKES = {
 async def test_what_is_typed_wrong_is_said_in_a_line_with_exit_code_2(shop, terminal):
     await shop.daemon()
     kind = f"{shop.queue}.greet"
-
-    async def run(arguments: tuple[str, ...]) -> Said:
-        return await terminal.run(*(kind if word == "x" else word for word in arguments), COLUMNS="200")
-
-    answers = await asyncio.gather(*(run(arguments) for arguments, _ in MISTAKES.values()))
-    for (name, (_, words)), said in zip(MISTAKES.items(), answers, strict=True):
-        assert (said.code, said.out) == (2, ""), f"{name}: {said}"
-        assert words in said.err, f"{name}: {said.err}"
+    runner = CliRunner(env=terminal.environment | {"COLUMNS": "200"})
+    for name, (arguments, words) in MISTAKES.items():
+        typed = [kind if word == "x" else word for word in arguments]
+        said = await asyncio.to_thread(runner.invoke, app, typed)  # a process for each would take a second
+        assert (said.exit_code, said.stdout) == (2, ""), f"{name}: {said.output}"
+        assert words in said.stderr, f"{name}: {said.stderr}"
     assert await shop.jobs() == []
 
 
