@@ -155,7 +155,7 @@ def _tell(rows: list[Row], *, full: bool) -> None:
         if wide:
             line += [look.words(row["queue"]), look.words(note(row), "dim")]
         lines.append(line)
-    look.print_table(out, columns, lines, right=("done",), flexible=("says", "kind", "queue"))
+    look.print_table(out, columns, lines, right=("done",), flexible=("says",) if wide else ("kind",))
     if full:
         _next_page(out, rows[-1]["id"])
 

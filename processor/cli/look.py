@@ -23,10 +23,12 @@ STATUS = {
     "failed": "red",
     "cancelled": "magenta",
 }
-WIDE = 100
+WIDE = 110
 """Columns of a terminal from which tables show what narrower ones leave out."""
 _UNLIMITED = 400
 """Columns where there is no terminal: what reads it wants nothing cut off."""
+_NAME = 36
+"""Characters of an id; names that are longer may be cut."""
 _NEVER = 9000
 """Years from which a time means "when something else has happened"."""
 _C1 = re.compile("[\x7f-\x9f]")
@@ -93,13 +95,16 @@ def print_table(
         box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0)
     )
     lines = [list(row) for row in rows]
+    needed = [
+        max([len(column), *(line[place].cell_len for line in lines)]) for place, column in enumerate(columns)
+    ]
     for place, column in enumerate(columns):
         made.add_column(
             column,
             justify="right" if column in right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=None if column in flexible else max([len(column), *(r[place].cell_len for r in lines)]),
+            min_width=None if column in flexible else min(_NAME, needed[place]),
         )
     for line in lines:
         made.add_row(*line)

@@ -13,6 +13,9 @@ from processor.cli.config import ConfigFile
 from processor.cli.project import AsJson, ask, names
 from processor.operators import Operators, Row
 
+_WIDE = 140
+"""Columns of a terminal from which versions and ids are shown too."""
+
 app = typer.Typer(help="Workers: list, drain.", no_args_is_help=True)
 
 
@@ -57,7 +60,7 @@ def _tell(rows: list[Row], out: Console) -> None:
         out.print("no workers: start one with processor run module:app")
         return
     columns = ["name", "state", "running", "feed", "heard", "since", "queues"]
-    wide = out.width >= look.WIDE
+    wide = out.width >= _WIDE
     if wide:
         columns += ["version", "id"]
     lines = []
@@ -74,7 +77,7 @@ def _tell(rows: list[Row], out: Console) -> None:
         if wide:
             line += [look.words(row["version"]), look.words(row["id"])]
         lines.append(line)
-    look.print_table(out, columns, lines, right=("running",), flexible=("queues", "name"))
+    look.print_table(out, columns, lines, right=("running",), flexible=("queues",))
 
 
 def _state(row: Row) -> Text:

@@ -10,10 +10,14 @@ import pty
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from typer.testing import CliRunner
+
+from processor.cli import app
 
 SECONDS = 90.0
 
@@ -88,6 +92,22 @@ class Terminal:
         assert "Traceback" not in said.err, said.err
         return said
 
+    async def session(self, *commands: Sequence[str], **environment: str) -> list[Said]:
+        """Run commands one after the other, whatever becomes of them, in a process that starts once for all."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.acceptance.terminal"),
+            env=self.environment | environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            out, _ = await asyncio.wait_for(process.communicate(json.dumps(commands).encode()), SECONDS)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return [Said(**said) for said in json.loads(out)]
+
     @asynccontextmanager
     async def running(
         self, *arguments: str, columns: int | None = None, **environment: str
@@ -147,3 +167,18 @@ async def _read(descriptor: int, running: Running) -> None:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
+
+
+def _session() -> None:
+    """Run the commands that standard input names, and print what they said."""
+    runner, told = CliRunner(), []
+    for command in json.load(sys.stdin):
+        result = runner.invoke(app, command, prog_name="processor")
+        told.append({"code": result.exit_code, "out": result.stdout, "err": result.stderr})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+    json.dump(told, sys.stdout)
+
+
+if __name__ == "__main__":
+    _session()

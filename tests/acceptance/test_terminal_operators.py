@@ -7,9 +7,7 @@ import sys
 from uuid import uuid4
 
 import pytest
-from typer.testing import CliRunner
 
-from processor.cli import app
 from tests.acceptance.terminal import Terminal
 
 NOBODY = str(uuid4())
@@ -20,33 +18,29 @@ def terminal(stack) -> Terminal:
     return Terminal(stack.url, stack.service_role_key)
 
 
-async def test_a_queue_is_listed_limited_paused_and_resumed(shop, terminal, service):
+async def test_a_queue_is_listed_limited_paused_and_resumed(shop, terminal):
     await shop.daemon()
-    (queue,) = [
-        row for row in (await terminal.run("queues", "list", "--json")).json if row["queue"] == shop.queue
-    ]
-    assert (queue["paused"], queue["live_workers"]) == (False, 1)
-
-    changed = await terminal.run(
-        *("queues", "limits", shop.queue, "--max-processing", "5", "--rate-limit", "60", "--json")
+    limits = ("queues", "limits", shop.queue)
+    listed, changed, lifted, paused, table, resumed, bad, unknown = await terminal.session(
+        ("queues", "list", "--json"),
+        (*limits, "--max-processing", "5", "--rate-limit", "60", "--json"),
+        (*limits, "--max-processing", "none", "--json"),
+        ("queues", "pause", shop.queue),
+        ("queues", "list"),
+        ("queues", "resume", shop.queue, "--json"),
+        (*limits, "--max-processing", "many"),
+        ("queues", "pause", "no-such-queue"),
     )
+    (queue,) = [row for row in listed.json if row["queue"] == shop.queue]
+    assert (queue["paused"], queue["live_workers"], queue["max_processing"]) == (False, 1, None)
     assert (changed.json["max_processing"], changed.json["rate_limit"]) == (5, 60)
-    lifted = await terminal.run("queues", "limits", shop.queue, "--max-processing", "none", "--json")
     assert (lifted.json["max_processing"], lifted.json["rate_limit"]) == (None, 60)
-
-    paused = await terminal.run("queues", "pause", shop.queue)
-    assert f"{shop.queue} is paused" in paused.out
-    listed = await terminal.run("queues", "list")
-    assert [line.split()[1] for line in listed.out.splitlines() if line.startswith(shop.queue)] == ["paused"]
-    resumed = await terminal.run("queues", "resume", shop.queue, "--json")
+    assert paused.out == f"{shop.queue} is paused: what runs goes on, new jobs wait\n"
+    assert [line.split()[1] for line in table.out.splitlines() if line.startswith(shop.queue)] == ["paused"]
     assert resumed.json["paused"] is False
-
-    bad, unknown = await asyncio.gather(
-        terminal.run("queues", "limits", shop.queue, "--max-processing", "many"),
-        terminal.run("queues", "pause", "no-such-queue"),
-    )
     assert (bad.code, unknown.code) == (2, 2)
     assert "must be a number, or none" in bad.err
+    assert "processor queues list" in unknown.err
 
 
 async def test_credits_are_granted_once_per_key_shown_and_told_line_by_line(shop, new_user, terminal):
@@ -64,25 +58,23 @@ async def test_credits_are_granted_once_per_key_shown_and_told_line_by_line(shop
         "--expires",
         "2030-01-01",
     )
-    first, second = [(await terminal.run(*grant, "--json")).json for _ in range(2)]
-    assert first["available"] == second["available"] == 7
-
-    poor = await terminal.run(
-        "jobs", "create", f"{shop.queue}.pack", "--owner", owner, "--items", "a\nb\nc\nd"
+    first, second, poor, done, shown, history, table, nobody = await terminal.session(
+        (*grant, "--json"),
+        (*grant, "--json"),
+        ("jobs", "create", f"{shop.queue}.pack", "--owner", owner, "--items", "a\nb\nc\nd"),
+        ("jobs", "create", f"{shop.queue}.greet", "--owner", owner, "--watch"),
+        ("credits", "show", owner, "--json"),
+        ("credits", "history", owner, "--json"),
+        ("credits", "history", owner, "--limit", "1"),
+        ("credits", "show", NOBODY, "--json"),
     )
+    assert first.json["available"] == second.json["available"] == 7
     assert (poor.code, poor.out) == (1, "")
     assert poor.err == (
         "error: insufficient credits: 8 needed, 7 available (PT402). "
         "Give some with: processor credits grant OWNER AMOUNT\n"
     )
-    await terminal.run("jobs", "create", f"{shop.queue}.greet", "--owner", owner, "--watch")
-
-    shown, history, table, nobody = await asyncio.gather(
-        terminal.run("credits", "show", owner, "--json"),
-        terminal.run("credits", "history", owner, "--json"),
-        terminal.run("credits", "history", owner, "--limit", "1"),
-        terminal.run("credits", "show", NOBODY, "--json"),
-    )
+    assert done.code == 0, done.err
     assert {name: shown.json[name] for name in ("available", "held", "spent", "issued")} == {
         "available": 2,
         "held": 0,
@@ -102,14 +94,15 @@ async def test_a_worker_is_listed_and_drained(shop, terminal):
     ]
     assert (worker["alive"], worker["draining"], worker["pid"]) == (True, False, daemon.process.pid)
 
-    drained = await terminal.run("workers", "drain", shop.queue)
+    drained, listed, unknown = await terminal.session(
+        ("workers", "drain", shop.queue), ("workers", "list"), ("workers", "drain", "no-such-worker")
+    )
     assert (drained.code, f"{shop.queue} {worker['id']} drains" in drained.out) == (0, True), drained.err
     await daemon.event("lease.draining")
-    listed = await terminal.run("workers", "list")
     assert [line.split()[1] for line in listed.out.splitlines() if line.startswith(shop.queue)] == [
         "draining"
     ]
-    assert (await terminal.run("workers", "drain", "no-such-worker")).code == 2
+    assert (unknown.code, "processor workers list" in unknown.err) == (2, True)
 
 
 async def test_a_schedule_is_listed_paused_resumed_and_run_now(shop, terminal, service):
@@ -118,16 +111,22 @@ async def test_a_schedule_is_listed_paused_resumed_and_run_now(shop, terminal, s
     row = {"name": name, "kind": f"{name}.greet", "cron": "0 3 1 1 *", "payload": {"name": "Ann"}}
     await service.table("job_schedules").insert(row).execute()
     try:
-        paused = (await terminal.run("schedules", "pause", name, "--json")).json
-        assert paused["paused"] is True
-        listed = (await terminal.run("schedules", "list", "--json")).json
-        assert [s["state"] for s in listed if s["schedule"] == name] == ["paused"]
-        assert (await terminal.run("schedules", "resume", name)).out == f"{name} goes on\n"
-        made = (await terminal.run("schedules", "run", name, "--json")).json
-        assert (await terminal.run("jobs", "watch", made["id"])).code == 0
-        text = await terminal.run("schedules", "list")
+        paused, listed, resumed, made, unknown = await terminal.session(
+            ("schedules", "pause", name, "--json"),
+            ("schedules", "list", "--json"),
+            ("schedules", "resume", name),
+            ("schedules", "run", name, "--json"),
+            ("schedules", "run", "no-such-schedule"),
+        )
+        assert paused.json["paused"] is True
+        assert [row["state"] for row in listed.json if row["schedule"] == name] == ["paused"]
+        assert resumed.out == f"{name} goes on\n"
+        assert (unknown.code, "processor schedules list" in unknown.err) == (2, True)
+        watched, text = await terminal.session(
+            ("jobs", "watch", made.json["id"]), ("schedules", "list"), COLUMNS="200"
+        )
+        assert watched.code == 0
         assert [line for line in text.out.splitlines() if line.startswith(name) and "completed" in line]
-        assert (await terminal.run("schedules", "run", "no-such-schedule")).code == 2
     finally:
         await service.table("job_schedules").delete().eq("name", name).execute()
 
@@ -150,12 +149,11 @@ MISTAKES = {
 async def test_what_is_typed_wrong_is_said_in_a_line_with_exit_code_2(shop, terminal):
     await shop.daemon()
     kind = f"{shop.queue}.greet"
-    runner = CliRunner(env=terminal.environment | {"COLUMNS": "200"})
-    for name, (arguments, words) in MISTAKES.items():
-        typed = [kind if word == "x" else word for word in arguments]
-        said = await asyncio.to_thread(runner.invoke, app, typed)  # a process for each would take a second
-        assert (said.exit_code, said.stdout) == (2, ""), f"{name}: {said.output}"
-        assert words in said.stderr, f"{name}: {said.stderr}"
+    typed = [[kind if word == "x" else word for word in arguments] for arguments, _ in MISTAKES.values()]
+    answers = await terminal.session(*typed, COLUMNS="200")
+    for (name, (_, words)), said in zip(MISTAKES.items(), answers, strict=True):
+        assert (said.code, said.out) == (2, ""), f"{name}: {said}"
+        assert words in said.err, f"{name}: {said.err}"
     assert await shop.jobs() == []
 
 
