@@ -93,7 +93,7 @@ class Terminal:
         return said
 
     async def session(self, *commands: Sequence[str], **environment: str) -> list[Said]:
-        """Run commands one after the other, whatever becomes of them, in a process that starts once for all."""
+        """Run commands one after the other, whatever becomes of them, in one process: it starts once."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.acceptance.terminal"),
             env=self.environment | environment,
