@@ -67,8 +67,11 @@ async def test_a_job_is_created_watched_shown_and_only_what_failed_is_repeated(s
         assert words in text.out, text.out
     assert again.code == 3
     assert "partial in " in again.out
-    assert [(line["message"], line["fields"]) for line in logs.json] == [("packing", {"items": 3})]
-    assert lines.out.endswith(" info    packing items=3\n")
+    assert [line["message"] for line in logs.json] == ["packing", "xx is out of stock"]
+    assert [line.split(maxsplit=2)[2] for line in lines.out.splitlines()] == [
+        "info    packing items=3",
+        "warning xx is out of stock code=DISCARDED item=xx",
+    ]
     assert [row["id"] for row in listed.json] == [job_id]
     assert f"older ones: --before {job_id}" in found.out
 
