@@ -13,6 +13,7 @@ from rich.text import Text
 
 from processor.cli import look
 from processor.cli.config import ConfigFile
+from processor.cli.jobs_watch import TOLD
 from processor.cli.project import ask
 from processor.errors import ApiUnreachable, JobNotFound
 from processor.operators import Operators, Row
@@ -41,18 +42,18 @@ def logs(
         return await _beyond(project, job_id, 0)
 
     async def following(project: Operators) -> None:
-        last, pause, away = 0, _FASTEST, False
+        last, pause, unanswered = 0, _FASTEST, 0
         while True:
             try:
                 row = await _job(project, job_id)  # before the lines: what an ended job has said is all there
                 lines = await _beyond(project, job_id, last)
             except ApiUnreachable as error:
-                if not away:
+                unanswered += 1
+                if unanswered == TOLD:
                     look.complain(f"{error.message}; asking again", "warning")
-                away = True
-                await asyncio.sleep(_SLOWEST)
+                await asyncio.sleep(_FASTEST if unanswered < TOLD else _SLOWEST)
                 continue
-            away = False
+            unanswered = 0
             for line in lines:
                 last = line["id"]
                 if as_json:

@@ -24,6 +24,8 @@ _MOST = 50
 """Jobs that can be watched at once: their ids are part of an address."""
 _FASTEST, _SLOWEST = 0.5, 2.0
 """Seconds between two looks: while something changes, and after a while without."""
+TOLD = 2
+"""Looks in a row without an answer that are worth a word: one may be a connection that has grown old."""
 _WONDERS_AFTER, _WONDERS_EVERY = 3.0, 10.0
 """Seconds after which, and between which, it is asked why jobs that could run do not."""
 
@@ -73,7 +75,7 @@ async def _follow(project: Operators, ids: list[str], viewer: Viewer) -> set[str
     """Show every change of the jobs until the last has ended; return how they ended."""
     open_jobs = list(ids)
     seen: dict[str, tuple[Row, list[Row]]] = {}
-    pause, away = _FASTEST, False
+    pause, unanswered = _FASTEST, 0
     reasons, wonder_at = dict[str, str](), time.monotonic() + _WONDERS_AFTER
     while open_jobs:
         try:
@@ -85,14 +87,14 @@ async def _follow(project: Operators, ids: list[str], viewer: Viewer) -> set[str
                 reasons = _reasons(await project.read_queues())
                 wonder_at = time.monotonic() + _WONDERS_EVERY
         except ApiUnreachable as error:
-            if not away:
+            unanswered += 1
+            if unanswered == TOLD:
                 viewer.trouble(error.message)
-            away = True
-            await asyncio.sleep(_SLOWEST)
+            await asyncio.sleep(_FASTEST if unanswered < TOLD else _SLOWEST)
             continue
-        if away:
+        if unanswered >= TOLD:
             viewer.trouble(None)
-            away = False
+        unanswered = 0
         pause = min(pause * 1.5, _SLOWEST)
         for job_id in list(open_jobs):
             if job_id not in jobs:
