@@ -15,7 +15,7 @@ from processor.cli.jobs_logs import logs
 from processor.cli.jobs_show import show
 from processor.cli.jobs_watch import watch, watched
 from processor.cli.project import AsJson, ask, names, refused
-from processor.errors import ApiError, ApiUnreachable, AuthFailed
+from processor.errors import ApiError, ApiUnreachable, AuthFailed, InvalidState
 from processor.job import JobStatus
 from processor.operators import Operators, Row
 
@@ -95,7 +95,12 @@ def retry(
 
     async def do(project: Operators) -> int:
         async def again(job_id: str) -> Row:
-            return await project.retry_job(job_id, all_items=all_items)
+            try:
+                return await project.retry_job(job_id, all_items=all_items)
+            except InvalidState as error:
+                if "all_items" in (error.hint or ""):
+                    error.hint = f"To do all of it again: processor jobs retry {job_id} --all-items"
+                raise
 
         rows, code = await _each(jobs, again)
         if watching and rows:

@@ -73,9 +73,10 @@ def _job(job: Row, items: list[Row]) -> Iterator[RenderableType]:
         yield _bar(job)
         if said := says(job):
             yield Text(f"  {look.plain(said)}", style="dim", no_wrap=True, overflow="ellipsis")
-    for item in _worth_a_line(items):
+    told = _worth_a_line(items)
+    for item in told:
         yield item_line(item)
-    if (hidden := job["items_total"] - len(_worth_a_line(items))) > 0:
+    if told and (hidden := job["items_total"] - len(told)):
         yield Text(f"  … and {hidden:,} more", style="dim")
 
 
@@ -109,14 +110,18 @@ def _worth_a_line(items: list[Row]) -> list[Row]:
     """Return the items that are shown: all, or else those that failed or have begun, as far as they fit."""
     if len(items) <= _LINES:
         return items
-    told = [item for item in items if item["status"] == "failed" or 0 < item["progress"] < 1]
+    told = [item for item in items if item["status"] == "failed" or _has_begun(item)]
     return told[:_LINES]
+
+
+def _has_begun(item: Row) -> bool:
+    return item["status"] == "pending" and bool(item["progress"])
 
 
 def item_line(item: Row, *, whole: bool = False) -> Text:
     """Return an item in a line, cut where the terminal ends unless it is to be ``whole``."""
     sign, style = _SIGNS.get(item["status"], ("?", ""))
-    begun = item["status"] == "pending" and item["progress"] > 0
+    begun = _has_begun(item)
     line = Text.assemble(
         "  ", ("◐" if begun else sign, "blue" if begun else style), " ", look.plain(item["key"])
     )

@@ -87,8 +87,11 @@ async def test_the_exit_code_of_watching_several_jobs_tells_the_worst_end(shop, 
     well = [(await shop.create("greet"))["id"] for _ in range(2)]
     badly = (await shop.create("greet", {"seconds": -1}))["id"]
 
-    good, mixed, unknown = await terminal.session(
-        ("jobs", "watch", *well), ("jobs", "watch", *well, badly), ("jobs", "watch", str(uuid4()))
+    good, mixed, unknown, done = await terminal.session(
+        ("jobs", "watch", *well),
+        ("jobs", "watch", *well, badly),
+        ("jobs", "watch", str(uuid4())),
+        ("jobs", "retry", well[0]),
     )
 
     assert (good.code, good.out.count("completed in ")) == (0, 2)
@@ -97,6 +100,7 @@ async def test_the_exit_code_of_watching_several_jobs_tells_the_worst_end(shop, 
     assert "INVALID_PAYLOAD" in mixed.out
     assert (unknown.code, unknown.out) == (2, "")
     assert "job not found" in unknown.err
+    assert (done.code, f"processor jobs retry {well[0]} --all-items" in done.err) == (1, True)
 
 
 async def test_cancelling_ends_a_job_that_waits_and_stops_one_that_runs(shop, terminal):
