@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 from processor.cli.project import WrongInput
 
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -83,6 +84,8 @@ def limit(option: str, text: str | None) -> float | None:
         return None
     try:
         value = float(text)
+        if not math.isfinite(value):
+            raise ValueError  # noqa: TRY301 - it is as little a number as any other word
     except ValueError:
         raise WrongInput(f"{option}: {text!r} must be a number, or none.") from None
     return int(value) if value.is_integer() else value
@@ -90,6 +93,9 @@ def limit(option: str, text: str | None) -> float | None:
 
 def moment_or_length(option: str, text: str) -> str:
     """Read a moment, given as one or as a length of time from now."""
-    if _LENGTH.fullmatch(text.strip().lower()):
+    if not _LENGTH.fullmatch(text.strip().lower()):
+        return moment(option, text)
+    try:
         return (datetime.now(UTC) + timedelta(seconds=seconds(option, text))).isoformat()
-    return moment(option, text)
+    except OverflowError:
+        raise WrongInput(f"{option}: {text!r} from now is later than any calendar has.") from None
