@@ -1,27 +1,11 @@
-"""The only caller of the SQL functions: one typed method each, over PostgREST.
+"""The only caller of the SQL functions for workers: one typed method each, all safe to repeat."""
 
-Every function is safe to repeat, so transport errors are repeated here, with full jitter. What the
-API refuses becomes the error of :mod:`processor.errors` that says so.
-"""
-
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
-import structlog
 from pydantic import TypeAdapter, ValidationError
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from processor.answers import (
     Attempt,
@@ -36,16 +20,13 @@ from processor.answers import (
     Spawned,
     Tick,
 )
-from processor.errors import ApiError, ApiUnreachable, SchemaMismatch
+from processor.caller import Caller
+from processor.errors import SchemaMismatch
 from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome, Step
 from processor.redact import redact
-from processor.refusal import refused
-from processor.transport import Transport
 
 SCHEMA_VERSION = 3
 """The version of ``sql/`` that this package speaks."""
-
-log = structlog.get_logger("processor.rpc")
 
 T = TypeVar("T")
 
@@ -62,31 +43,8 @@ _COUNT = TypeAdapter(int)
 _SPAWNED = TypeAdapter(Spawned)
 
 
-class Rpc:
-    """A connection to one project, with the rights of ``key``.
-
-    ``patience`` is how long, in seconds, a call is repeated while the API cannot be reached.
-    """
-
-    def __init__(self, url: str, key: str, *, api_key: str | None = None, patience: float = 10.0) -> None:
-        self.url = url
-        self.calls: Counter[str] = Counter()
-        """Requests sent so far, by function."""
-        self._patience = patience
-        self._api_key = api_key if api_key != key else None
-        # a project may expose another schema first
-        self._transport = Transport(url, {"Accept": "application/json", "Content-Profile": "public"})
-        self.set_key(key)
-
-    def set_key(self, key: str) -> None:
-        """Show another key from the next request on."""
-        self._transport.headers["apikey"] = self._api_key or key
-        if not key.startswith("sb_"):  # such a key is no token: the gateway makes one of it
-            self._transport.headers["Authorization"] = f"Bearer {key}"
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
+class Rpc(Caller):
+    """What a worker, and the doctor, ask of a project."""
 
     async def check_installation(self) -> Any:
         """Ask the project what it knows of itself; the doctor reads the answer."""
@@ -203,59 +161,10 @@ class Rpc:
         """Leave; whatever is still held goes back."""
         await self._call("deregister_worker", {"worker_id": str(worker_id)})
 
-    async def _call(
-        self, function: str, arguments: dict[str, Any], shape: TypeAdapter[Any] | None = None
-    ) -> Any:
-        """Return the answer: of ``shape``, if one is given and it is such, or else as plain JSON."""
-
-        def note(state: RetryCallState) -> None:
-            if state.attempt_number & (state.attempt_number - 1):
-                return  # the 1st, 2nd, 4th, 8th … time: enough to see that it lasts
-            error = state.outcome.exception() if state.outcome else None
-            log.warning("rpc.repeated", function=function, attempt=state.attempt_number, error=str(error))
-
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(ApiUnreachable),
-            wait=wait_random_exponential(multiplier=0.2, max=3),
-            stop=stop_after_delay(self._patience),
-            before_sleep=note,
-            reraise=True,
-        ):
-            with attempt:
-                return await self._once(function, arguments, shape)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def _once(self, function: str, arguments: dict[str, Any], shape: TypeAdapter[Any] | None) -> Any:
-        self.calls[function] += 1
-        answer = await self._transport.post(f"/rest/v1/rpc/{function}", arguments)
-        if not answer.is_success:
-            refused(self.url, function, answer)
-        if shape is not None:
-            # in one step, which takes half the time; what fails is looked at again more closely
-            with suppress(ValidationError):
-                return shape.validate_json(answer.body)
-        try:
-            return json.loads(answer.body, parse_int=_integer) if answer.body else None
-        except ValueError as error:  # a proxy that wants somebody to log in, or the like
-            raise ApiUnreachable(
-                f"Something at {self.url} answered {function} with other than JSON: {error}",
-                hint="Check SUPABASE_URL and what stands between.",
-            ) from error
-        except RecursionError as error:
-            raise ApiError(f"{function} answered with JSON that is nested too deeply to be read") from error
-
 
 def seconds_until(moment: datetime | None, now: datetime) -> float | None:
     """Return how far away a moment of the server is by the server's own clock; None for no moment."""
     return None if moment is None else (moment - now).total_seconds()
-
-
-def _integer(digits: str) -> int | Decimal:
-    """Read a whole number of ``jsonb``, which may have more digits than Python makes an int of."""
-    try:
-        return int(digits)
-    except ValueError:
-        return Decimal(digits)
 
 
 def _parse(shape: TypeAdapter[T], function: str, answer: Any) -> T:

@@ -1,4 +1,4 @@
-"""The HTTP of the control path: one POST of JSON, and what came back, whatever it was.
+"""The HTTP of the control path: one request, and what came back, whatever it was.
 
 aiohttp, because a call costs it a fifth of what it costs httpx, and every job that is picked up waits for
 one. Handlers' clients are httpx, so the certificates that are trusted are those that httpx trusts.
@@ -64,14 +64,22 @@ class Transport:
             ConfigError: the environment names a proxy of an unknown kind.
 
         """
+        data = _encode(body).encode()
+        return await self._send("POST", path, data if len(data) <= _AT_ONCE else BytesIO(data))
+
+    async def get(self, path: str) -> Answer:
+        """Ask for what is at an encoded path; return the answer, and raise, as :meth:`post` does."""
+        return await self._send("GET", path, None)
+
+    async def _send(self, method: str, path: str, data: bytes | BytesIO | None) -> Answer:
         if self._session is None:
             self._session = self._open()
-        data = _encode(body).encode()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS) as patience:
-                response = await self._session.post(
+                response = await self._session.request(
+                    method,
                     self.url + path,
-                    data=data if len(data) <= _AT_ONCE else BytesIO(data),
+                    data=data,
                     headers=self.headers,
                     allow_redirects=False,
                 )

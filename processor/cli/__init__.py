@@ -9,10 +9,15 @@ import typer
 from processor import __version__
 from processor.cli.bench import app as bench
 from processor.cli.config import show
+from processor.cli.credits import app as credits_
 from processor.cli.dev import dev
 from processor.cli.doctor import doctor
+from processor.cli.jobs import app as jobs
+from processor.cli.queues import app as queues
 from processor.cli.run import run
+from processor.cli.schedules import app as schedules
 from processor.cli.schema import app as schema
+from processor.cli.workers import app as workers
 
 app = typer.Typer(
     name="processor",
@@ -24,6 +29,11 @@ app.command()(run)
 app.command()(dev)
 app.command("config")(show)
 app.command()(doctor)
+app.add_typer(jobs, name="jobs")
+app.add_typer(queues, name="queues")
+app.add_typer(credits_, name="credits")
+app.add_typer(workers, name="workers")
+app.add_typer(schedules, name="schedules")
 app.add_typer(schema, name="schema")
 app.add_typer(bench, name="bench")
 

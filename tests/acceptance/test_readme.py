@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from processor.rpc import SCHEMA_VERSION
+from tests.acceptance.terminal import Said, Terminal
 from tests.daemons import Daemon
 
 README = Path(__file__).parents[2] / "README.md"
@@ -144,6 +146,39 @@ async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
         assert await editor.fetch(check) == []
         await editor.close()
     finally:
+        await daemon.close()
+
+
+async def test_the_commands_of_the_readme_can_be_typed(stack, service, newcomer, new_user, monkeypatch):
+    lines = blocks(section("In the terminal"), "console")[0].splitlines()
+    user = (await new_user()).id
+    monkeypatch.chdir(newcomer)
+    daemon = await Daemon.start(
+        "app:app", {"SUPABASE_URL": stack.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
+    )
+    terminal = Terminal(stack.url, stack.service_role_key)
+    terminal.environment["PYTHONPATH"] = str(README.parent)
+
+    async def typed(lines: list[str], job_id: str = "") -> list[Said]:
+        commands = [
+            shlex.split(line.replace("<user id>", user).replace("<job id>", job_id)) for line in lines
+        ]
+        assert {command[0] for command in commands} == {"processor"}
+        said = await terminal.session(*(command[1:] for command in commands))
+        assert [(answer.code, answer.err) for answer in said] == [(0, "")] * len(lines), said
+        return said
+
+    try:
+        await daemon.ready()
+        until = next(number for number, line in enumerate(lines) if "<job id>" in line)
+        made = await typed(lines[:until])
+        assert "completed in " in "".join(said.out for said in made)
+        (job,) = (await service.table("jobs").select("id").eq("owner_id", user).execute()).data
+        told = await typed(lines[until:], job["id"])
+        assert "grant" in told[-1].out
+        assert job["id"] in told[-1].out
+    finally:
+        await typed(["processor queues limits translation --max-processing none"])
         await daemon.close()
 
 
