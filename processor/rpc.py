@@ -4,6 +4,7 @@ Every function is safe to repeat, so transport errors are repeated here, with fu
 API refuses becomes the error of :mod:`processor.errors` that says so.
 """
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -207,6 +208,12 @@ class Rpc:
         self, function: str, arguments: dict[str, Any], shape: TypeAdapter[Any] | None = None
     ) -> Any:
         """Return the answer: of ``shape``, if one is given and it is such, or else as plain JSON."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await self._once(function, arguments, shape)
+        except ApiUnreachable as error:  # only now ask tenacity: it takes longer than reading the answer does
+            unreachable: ApiUnreachable | None = error
 
         def note(state: RetryCallState) -> None:
             if state.attempt_number & (state.attempt_number - 1):
@@ -217,11 +224,14 @@ class Rpc:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ApiUnreachable),
             wait=wait_random_exponential(multiplier=0.2, max=3),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self._patience - (loop.time() - began)),
             before_sleep=note,
             reraise=True,
         ):
             with attempt:
+                if unreachable is not None:
+                    first, unreachable = unreachable, None
+                    raise first
                 return await self._once(function, arguments, shape)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
