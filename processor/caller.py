@@ -4,6 +4,7 @@ What is asked must be safe to repeat, so transport errors are repeated here, wit
 API refuses becomes the error of :mod:`processor.errors` that says so.
 """
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -84,6 +85,13 @@ class Caller:
         shape: TypeAdapter[Any] | None,
         patience: float,
     ) -> Any:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await self._once(name, send, shape)
+        except ApiUnreachable as error:  # only now ask tenacity: it takes longer than reading the answer does
+            unreachable: ApiUnreachable | None = error
+
         def note(state: RetryCallState) -> None:
             if state.attempt_number & (state.attempt_number - 1):
                 return  # the 1st, 2nd, 4th, 8th … time: enough to see that it lasts
@@ -93,11 +101,14 @@ class Caller:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ApiUnreachable),
             wait=wait_random_exponential(multiplier=0.2, max=3),
-            stop=stop_after_delay(patience),
+            stop=stop_after_delay(patience - (loop.time() - began)),
             before_sleep=note,
             reraise=True,
         ):
             with attempt:
+                if unreachable is not None:
+                    first, unreachable = unreachable, None
+                    raise first
                 return await self._once(name, send, shape)
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ import httpx
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from processor.cli.run import GARBAGE
 
 if TYPE_CHECKING:
     from processor.local.stack import Stack
@@ -118,6 +121,8 @@ async def _until_stopped(work: Any) -> None:
 
 
 async def _run(stack: Stack, app: str | None, *, with_demo_user: bool, as_json: bool) -> None:
+    gc.freeze()  # as in `processor run`: looking for garbage is a pause of what waits for an answer
+    gc.set_threshold(GARBAGE)
     async with stack:
         users = await _demo_users(stack) if app is not None and with_demo_user else None
         if users is not None:

@@ -22,7 +22,7 @@ from processor.errors import ApiError, ConfigError, ResourceFailed, UsageError, 
 
 _LEAVE_SECONDS = 3.0
 """How long a daemon that has ended may take to leave Python."""
-_GARBAGE = 10_000
+GARBAGE = 10_000
 """New objects until Python looks for cycles: at its own 700 that takes a sixth of a busy daemon's time."""
 
 
@@ -70,7 +70,7 @@ def _open_standard_streams() -> None:
 
 async def _run(daemon: Daemon) -> int:
     gc.freeze()  # the modules stay for good: nobody need go through them again
-    gc.set_threshold(_GARBAGE)
+    gc.set_threshold(GARBAGE)
     code = await daemon.run()
     # all is settled, but asyncio and the interpreter would wait for handlers and threads that nobody can stop
     leave = threading.Timer(_LEAVE_SECONDS, _leave, [code])

@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 import structlog
-from realtime import AsyncRealtimeClient, RealtimeSubscribeStates
+from realtime import RealtimeSubscribeStates
 from realtime.types import ChannelEvents, RealtimeAcknowledgementStatus
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from processor.feed.channels import Changes, Ears, Messages
+from processor.feed.channels import Changes, Client, Ears, Messages
 from processor.feed.echo import Echo
 from processor.feed.ending import Cause, Ending
 from processor.feed.quiet import hush_client
@@ -80,7 +80,7 @@ class Incarnation:
         self._heard_at = self._loop.time()
         self._echo = Echo(timings.echo_timeout, self._miss_echo)
 
-        self._client = AsyncRealtimeClient(
+        self._client = Client(
             f"{url.rstrip('/')}/realtime/v1",
             api_key,
             auto_reconnect=False,
@@ -96,6 +96,7 @@ class Incarnation:
             number,
             Ears(self._streaming, self._look, self._row, self._alive),
         )
+        self._client.hear = self._listening.hear
         self._joined: set[str] = set()
         self._renewals: set[asyncio.Task[None]] = set()
         self._socket: ClientConnection | None = None

@@ -25,6 +25,7 @@ from processor.local.jwt import Jwt
 from processor.local.postgres import Postgres
 from processor.local.realtime import Realtime
 from processor.local.rest import Rest
+from processor.local.rest.sessions import Session
 from processor.web.panel import Panel
 
 HOST = "127.0.0.1"
@@ -133,7 +134,11 @@ class Stack:
         if self._apply_schema:
             await schema.apply(admin_dsn)
         pool = await asyncpg.create_pool(
-            authenticator_dsn, min_size=1, max_size=CONNECTIONS, reset=_end_transaction
+            authenticator_dsn,
+            connection_class=Session,
+            min_size=1,
+            max_size=CONNECTIONS,
+            reset=_end_transaction,
         )
         self._cleanup.push_async_callback(pool.close)
         context = GatewayContext(
@@ -199,6 +204,7 @@ class Stack:
             server_header=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=75,  # longer than clients keep theirs: no request meets a closing door
+            proxy_headers=False,
             ws_per_message_deflate=False,  # on loopback it only costs time
         )
         server = _Server(config)

@@ -10,6 +10,8 @@ import httpx
 import jwt
 import pytest
 
+from processor.local.rest.sessions import KEPT
+
 OBJECT = "application/vnd.pgrst.object+json"
 
 
@@ -355,6 +357,58 @@ async def test_a_posted_call_that_promises_not_to_write_cannot(
     """)
     answer = await http.post(f"/rpc/rest_liar_{batch}", json={})
     assert (answer.status_code, answer.json()["code"]) == (500, "25001")
+
+
+async def test_a_function_that_is_made_anew_between_calls_is_the_one_that_answers(
+    http: httpx.AsyncClient, admin: asyncpg.Connection, batch: str
+) -> None:
+    async def call() -> object:
+        return (await http.post(f"/rpc/rest_again_{batch}", json={"n": 20})).json()
+
+    for body in ("n", "n + 1"):
+        await admin.execute(f"""
+            create or replace function public.rest_again_{batch}(n int) returns int
+              language sql as 'select {body}'
+        """)
+        before = [await call() for _ in range(8)]  # so often that a plan is kept
+    await admin.execute(f"""
+        drop function public.rest_again_{batch};
+        create function public.rest_again_{batch}(n int) returns text
+          language sql as $$ select 'text ' || n $$
+    """)
+    assert (before, await call()) == ([21] * 8, "text 20")
+
+
+async def test_a_call_that_failed_the_first_time_works_the_second(
+    http: httpx.AsyncClient, admin: asyncpg.Connection, batch: str
+) -> None:
+    await admin.execute(f"""
+        create function public.rest_share_{batch}(n int) returns int language sql as 'select 12 / n';
+        notify pgrst, 'reload schema'
+    """)
+    answers = [await http.post(f"/rpc/rest_share_{batch}", json={"n": n}) for n in (0, 3, 0, 4)]
+    assert [answer.status_code for answer in answers] == [400, 200, 400, 200]
+    assert (answers[1].json(), answers[3].json()) == (4, 3)
+
+
+async def test_more_kinds_of_calls_than_a_session_keeps_plans_for(
+    http: httpx.AsyncClient, admin: asyncpg.Connection, batch: str
+) -> None:
+    names = "abcdefg"
+    arguments = ", ".join(f"{name} int default 0" for name in names)
+    await admin.execute(f"""
+        create function public.rest_sum_{batch}({arguments}) returns int
+          language sql as 'select {" + ".join(names)}';
+        notify pgrst, 'reload schema'
+    """)
+    kinds = [
+        {name: place + 1 for place, name in enumerate(names) if 1 << place & number}
+        for number in range(1 << len(names))
+    ]
+    assert len(kinds) > KEPT
+    for given in [*kinds, *kinds[:3]]:
+        answer = await http.post(f"/rpc/rest_sum_{batch}", json=given)
+        assert answer.json() == sum(given.values())
 
 
 async def test_only_the_gateway_may_run_statements_as_somebody(admin: asyncpg.Connection) -> None:

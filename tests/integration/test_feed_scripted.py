@@ -1,6 +1,7 @@
 """The feed against a scripted Phoenix server: every way in which Realtime fails, one by one."""
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -113,6 +114,31 @@ async def test_silence_is_broken_by_probes_and_a_busy_channel_needs_none(phoenix
             await watched.said_more("realtime", than=count)
             await asyncio.sleep(0.1)  # the pace of the traffic is what is tested
         assert phoenix.probes <= before + 1  # one may have been due already
+        assert watched.said.count("mode:polling") == 0
+
+
+async def test_a_wake_up_is_heard_whatever_the_client_would_say_of_it(phoenix: Phoenix):
+    async with ObservedFeed(phoenix.url) as watched:
+        await watched.live()
+        channel = phoenix.joined[-1]
+        # of a form that the official client does not know
+        record = {"id": "1", "queue": "default"}
+        data = {"table": "jobs", "type": "INSERT", "record": record, "errors": None, "new": {"in": "2027"}}
+        await channel.push("postgres_changes", {"ids": [1], "data": data})
+        await watched.said_more("realtime")
+
+
+async def test_what_is_no_wake_up_at_all_ends_nothing(phoenix: Phoenix):
+    async with ObservedFeed(phoenix.url) as watched:
+        await watched.live()
+        channel = phoenix.joined[-1]
+        for nonsense in ({}, {"data": None}, {"data": "jobs"}, {"ids": [1], "data": {"table": "jobs"}}):
+            await channel.push("postgres_changes", nonsense)
+        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({"event": "postgres_changes"})):
+            await channel.socket.send(text)
+        await channel.change("jobs", "INSERT", {"id": "1", "queue": "default"})
+        await watched.said_more("realtime")
+        assert watched.said.count("realtime") == 1
         assert watched.said.count("mode:polling") == 0
 
 

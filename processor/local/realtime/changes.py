@@ -26,6 +26,8 @@ from processor.local.realtime.topics import Topics
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
+ANSWER_SECONDS = 0.005
+"""How long a call may go on whose commit was read of, before the database is asked whether all see it."""
 EVENTS = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
 
 log = logging.getLogger(__name__)
@@ -285,6 +287,8 @@ class Changes:
         the row it was told of, or our own check of its visibility, must not come in between.
         """
         catalogue, delay = self._known_catalogue(), 0.0
+        # the log is as fast as the answer to the call that wrote: asking the database would take longer
+        await self._commits.until_known(xids, ANSWER_SECONDS)
         while (unknown := self._commits.unknown(xids)) and await catalogue.unseen(unknown):
             await asyncio.sleep(delay)
             delay = min(delay + 0.0005, 0.05)

@@ -11,6 +11,7 @@ A request goes through small steps, one module each::
     write.py     → SQL that inserts, updates and deletes
     call.py      → SQL that calls a function
     execute.py   one transaction per request, as the caller's role, with the caller's claims
+    sessions.py  which statements a connection has prepared
     errors.py    PostgREST's error bodies and statuses
 
 The database makes the JSON, so bigints stay exact and timestamps are ISO. Names enter a statement from the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,22 +11,22 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from processor.local.context import Commits, GatewayContext
+from processor.local.context import Commits
 from processor.local.jwt import Claims
 from processor.local.rest.errors import RestError, from_postgres
 from processor.local.rest.read import MAX_ROWS, Statement
 from processor.local.rest.schema import Schema, literal, quote
+from processor.local.rest.sessions import Session, Sessions
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-ACQUIRE_TIMEOUT = 10.0
 # a lost connection shows in each of these ways, depending on what asyncpg was doing
 CLIENT_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # names as they are in a Supabase project
 SEARCH_PATH = "public, extensions"
 # who looks at what the server is doing sees the path of a call by the alias
-AT_ONCE = "select rows, body, xid from extensions.rest_call($1, $2, $3, $4, $5, $6, $7, $8, $9) as "
+AT_ONCE = "select rows, body, xid from extensions.rest_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) as "
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Answer:
 
 
 async def run(
-    context: GatewayContext,
+    sessions: Sessions,
+    commits: Commits,
     caller: Caller,
     statement: Statement,
     *,
@@ -86,7 +88,8 @@ async def run(
     """Run the statement and commit: three round trips, or one if nothing need be checked.
 
     Args:
-        context: has the connections.
+        sessions: has the connections.
+        commits: is told of transactions that wrote.
         caller: becomes the role and the claims of the transaction.
         statement: returns one row with ``total``, ``rows`` and ``body``.
         read_only: whether the transaction may not write.
@@ -96,9 +99,9 @@ async def run(
         RestError: the database refused, or cannot be reached.
 
     """
-    async with _connection(context.pool, caller) as connection:
+    async with _connection(sessions, caller) as connection:
         if statement.unchecked:
-            return await _at_once(connection, caller, statement, context.commits, read_only=read_only)
+            return await _at_once(connection, caller, statement, commits, read_only=read_only)
         return await _transact(connection, caller.settings(read_only=read_only), statement, check)
 
 
@@ -113,27 +116,40 @@ async def _at_once(
     """Let the server do it all, and commit; a cancelled request is stopped and rolled back by the pool."""
     claims = caller.claims
     told = (claims.role, SEARCH_PATH, claims.json, caller.method, caller.path, json.dumps(caller.headers))
+    session: Session = connection  # type: ignore[assignment]  # the pool's proxy for one
+    known = session.name_of(statement.sql)
+    name = known or session.new_name()
+    unknown = None if known else statement.sql
     call = AT_ONCE + quote(caller.path)
-    rows, body, xid = (await connection.fetch(call, *told, read_only, statement.sql, statement.values))[0]
-    if xid is not None:
-        commits.note(xid)
+    with commits.awaited():
+        answer = await connection.fetch(call, *told, read_only, name, unknown, statement.values)
+        rows, body, xid = answer[0]
+        if xid is not None:
+            commits.note(xid)
+        read_of = commits.read_of
+    if read_of:
+        await asyncio.sleep(0)  # the word of the change goes first: a worker waits for it, and does the rest
+    if unknown is not None:
+        session.keep(unknown, name)
     return Answer(rows, None, body)
 
 
 @asynccontextmanager
 async def _connection(
-    pool: asyncpg.Pool, caller: Caller
+    sessions: Sessions, caller: Caller
 ) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
     """Lend a connection; what goes wrong with it or on it becomes the client's error."""
     try:
-        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT)
+        connection = await sessions.take()
     except TimeoutError as error:
         raise RestError(504, "PGRST003", "Timed out acquiring connection from connection pool.") from error
     except (asyncpg.PostgresError, *CLIENT_ERRORS) as error:
         message = "Database connection error. Retrying the connection."
         raise RestError(503, "PGRST000", message, details=str(error)) from error
+    ended_well = False
     try:
         yield connection
+        ended_well = True
     except (asyncpg.PostgresConnectionError, *CLIENT_ERRORS) as error:
         with suppress(asyncpg.InterfaceError):  # it has gone back to the pool by itself
             connection.terminate()
@@ -142,7 +158,7 @@ async def _connection(
     except asyncpg.PostgresError as error:
         raise from_postgres(error, anonymous=caller.anonymous) from error
     finally:
-        await pool.release(connection)
+        await sessions.give(connection, ended_well=ended_well)
 
 
 async def _transact(

@@ -13,6 +13,7 @@ import asyncpg
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from processor.local.context import GatewayContext
 from processor.local.jwt import JwtError
@@ -33,6 +34,7 @@ from processor.local.rest.request import (
     rows_range,
 )
 from processor.local.rest.schema import SCHEMA, Function, Relation, Schema, SchemaCache, quote
+from processor.local.rest.sessions import Sessions
 from processor.local.rest.watch import SchemaWatch
 from processor.local.rest.write import Write
 
@@ -73,6 +75,7 @@ class Rest:
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
+        self._sessions = Sessions(context.pool)
         self._cache = SchemaCache(context.pool)
         self._watch = SchemaWatch(context.admin_dsn, self._cache.expire)
 
@@ -83,13 +86,14 @@ class Rest:
     async def stop(self) -> None:
         """Hear no more of them; harmless when not started."""
         await self._watch.stop()
+        await self._sessions.close()
 
     def routes(self) -> list[Route]:
         """Return the routes, with their full paths."""
         return [
-            Route(f"{PREFIX}/rpc/{{name}}", _answering(self._call), methods=METHODS),
-            Route(f"{PREFIX}/{{name}}", _answering(self._relation), methods=METHODS),
-            Route(f"{PREFIX}/", _answering(self._root), methods=["GET", "HEAD"]),
+            Route(f"{PREFIX}/rpc/{{name}}", _Answering(self._call), methods=METHODS),
+            Route(f"{PREFIX}/{{name}}", _Answering(self._relation), methods=METHODS),
+            Route(f"{PREFIX}/", _Answering(self._root), methods=["GET", "HEAD"]),
         ]
 
     async def _root(self, request: Request) -> Response:
@@ -117,8 +121,17 @@ class Rest:
         names = call.argument_names(ask.parameters, payload)
         found: Function | None = None
 
+        plain = names and query == Query(star=True) and not ask.wishes.values
+        text = payload[0] if plain and payload is not None else None
+        key = (ask.name, ask.shape, frozenset(names))
+
         def build(schema: Schema, statement: Statement) -> bool:
             nonlocal found
+            if text is not None and (known := schema.calls.get(key)) is not None:
+                found, statement.sql, further = known
+                statement.values = [text, *further]
+                statement.unchecked = True
+                return not found.volatile
             found = call.find(schema, ask.name, names, posted=posted)
             statement.sql = call.call(
                 Reader(schema, statement),
@@ -136,6 +149,8 @@ class Rest:
                 and ask.wishes.max_affected is None
                 and posted
             )
+            if text is not None and statement.unchecked and not found.takes_body:
+                schema.calls[key] = (found, statement.sql, tuple(statement.values[1:]))
             return not posted or not found.volatile
 
         answer = await self._run(ask.caller, build, _checks(ask, query.offset))
@@ -195,7 +210,7 @@ class Rest:
         statement = Statement()
         try:
             read_only = build(schema, statement)
-            return await run(self._context, caller, statement, read_only=read_only, check=check)
+            return await self._execute(caller, statement, check, read_only=read_only)
         except RestError as error:
             if error.code not in STALE:
                 raise
@@ -203,7 +218,13 @@ class Rest:
             read_only = build(fresh, again)
             if again.sql == statement.sql:
                 raise
-        return await run(self._context, caller, again, read_only=read_only, check=check)
+        return await self._execute(caller, again, check, read_only=read_only)
+
+    async def _execute(
+        self, caller: Caller, statement: Statement, check: Callable[[Answer], None], *, read_only: bool
+    ) -> Answer:
+        sessions, commits = self._sessions, self._context.commits
+        return await run(sessions, commits, caller, statement, read_only=read_only, check=check)
 
     async def _schema(self, seen: Schema | None = None) -> Schema:
         try:
@@ -231,24 +252,33 @@ class Rest:
         return Ask(
             request=request,
             name=name,
-            caller=Caller(claims, request.method, path.format(name=name), dict(request.headers)),
+            caller=Caller(claims, request.method, path.format(name=name), _headers(request)),
             parameters=parse(_pairs(request), calls=calls),
             wishes=preferences(request),
             shape=accept(request),
         )
 
 
-def _answering(endpoint: Endpoint) -> Endpoint:
-    """Make every RestError of an endpoint its response."""
+class _Answering:
+    """An endpoint whose RestErrors become responses; a class, because Starlette wraps functions twice."""
 
-    async def answer(request: Request) -> Response:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
         try:
             check_profile(request)
-            return await endpoint(request)
+            response = await self._endpoint(request)
         except RestError as error:
-            return error.response()
+            response = error.response()
+        await response(scope, receive, send)
 
-    return answer
+
+def _headers(request: Request) -> dict[str, str]:
+    """Return the headers, of a repeated one the first."""
+    pairs: list[tuple[bytes, bytes]] = request.scope["headers"]
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(pairs)}
 
 
 def _pairs(request: Request) -> list[tuple[str, str]]:

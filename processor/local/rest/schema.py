@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -134,6 +134,8 @@ class Schema:
     relations: dict[str, Relation] = field(default_factory=dict)
     functions: dict[str, list[Function]] = field(default_factory=dict)
     roles: frozenset[str] = frozenset()
+    calls: dict[Hashable, tuple[Function, str, tuple[str | list[str], ...]]] = field(default_factory=dict)
+    """Statements of calls that were made before, with their values after the body."""
 
 
 class SchemaCache:
