@@ -126,8 +126,7 @@ async def _run(stack: Stack, app: str | None, *, with_demo_user: bool, as_json: 
     async with stack:
         users = await _demo_users(stack) if app is not None and with_demo_user else None
         if users is not None:
-            stack.panel.demo = _credentials(users.demo)
-            stack.panel.operator = _credentials(users.operator)
+            stack.panel.demo = [_credentials(user) for user in (users.demo, users.operator)]
         async with _daemon(stack, app) as daemon:
             _announce(stack, users, as_json=as_json)
             ends = {asyncio.create_task(stack.wait(), name="stack-ended")}

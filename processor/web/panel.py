@@ -1,7 +1,6 @@
 """The panel's page: built files, what they need to know, and a policy that lets them do nothing else."""
 
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -41,10 +40,8 @@ class Panel:
         self._key = key
         self._index = STATIC / "index.html"
         self._files = StaticFiles(directory=STATIC, check_dir=False)
-        self.demo: dict[str, str] | None = None
-        """Email and password of a user that is offered to everybody."""
-        self.operator: dict[str, str] | None = None
-        """The same of a user who may operate."""
+        self.demo: list[dict[str, str]] = []
+        """Email and password of users that are offered to everybody."""
 
     @property
     def built(self) -> bool:
@@ -68,8 +65,7 @@ class Panel:
         return await self._files.get_response(path, request.scope)
 
     async def _config(self, _request: Request) -> Response:
-        config: dict[str, Any] = {"url": self._url, "key": self._key}
-        return JSONResponse(config | {"demo": self.demo, "operator": self.operator})
+        return JSONResponse({"url": self._url, "key": self._key, "demo": self.demo})
 
 
 def policy(url: str) -> str:

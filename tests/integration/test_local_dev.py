@@ -227,8 +227,8 @@ async def test_with_an_application_it_runs_the_daemon_and_has_a_demo_user(
             assert await eventually(result, within=20) == {"greeting": "hello Ada"}
             offered = (await client.get(f"{stack.panel_url}config.json", headers={"apikey": ""})).json()
             assert (offered["url"], offered["key"]) == (stack.url, stack.anon_key)
-            assert offered["demo"] == credentials
-            session = await client.post("/auth/v1/token?grant_type=password", json=offered["operator"])
+            assert offered["demo"][0] == credentials
+            session = await client.post("/auth/v1/token?grant_type=password", json=offered["demo"][1])
             claims = jwt.decode(session.json()["access_token"], options={"verify_signature": False})
             assert claims["sub"] == stack.operator_user["id"]
             assert claims["app_metadata"]["is_operator"] is True

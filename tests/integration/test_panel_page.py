@@ -106,7 +106,7 @@ async def test_the_page_learns_the_address_and_the_public_key_and_nothing_else(s
     async with served(stack) as client:
         answer = await client.get("/panel/config.json")
         assert guarded(answer)
-        assert answer.json() == {"url": stack.url, "key": stack.anon_key, "demo": None, "operator": None}
+        assert answer.json() == {"url": stack.url, "key": stack.anon_key, "demo": []}
         assert stack.service_role_key not in answer.text
 
 
@@ -133,7 +133,7 @@ def test_the_policy_allows_the_project_and_its_websockets_only() -> None:
 async def test_local_mode_serves_the_page_to_whoever_has_no_key_and_the_api_to_nobody_else(stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url, trust_env=False) as client:
         config = await client.get("/panel/config.json", headers={"Origin": "https://evil.example"})
-        assert config.json() == {"url": stack.url, "key": stack.anon_key, "demo": None, "operator": None}
+        assert config.json() == {"url": stack.url, "key": stack.anon_key, "demo": []}
         assert guarded(config)
         assert "access-control-allow-origin" not in config.headers  # other pages may not read it
         assert guarded(await client.get("/panel/"))
