@@ -181,7 +181,7 @@ class Pseudo:
     """
 
     name = "pseudo"
-    about = "no OPENAI_API_KEY: pseudolocalisation, the same words in other accents"
+    about = "without an OPENAI_API_KEY pseudolocalisation, the same words in other accents"
 
     async def translate(self, card: Card, language: str, progress: Progress) -> Card:
         """Return the card with accents; raises JobError for a language it does not know."""
