@@ -1,6 +1,11 @@
 /** The web components. Call `connect(url, key)` or `use(client)` once; then the elements work wherever they stand. */
 export { connect, use } from './connection'
 export { language, LANGUAGES } from './language'
+export { CreditBalance } from './credits/credit-balance'
+export { CreditStatement } from './credits/credit-statement'
+export { JobCreate } from './create/job-create'
+export { JobDetail } from './job/job-detail'
+export { JobProgress } from './job/job-progress'
 export { JobList } from './job-list'
 export { JobLiveState } from './live-state'
 export { JobPanel } from './job-panel'
