@@ -121,7 +121,7 @@ export const de: Strings = {
     items: 'Teile',
     itemsDone: '{done} von {total} fertig',
     itemsFailed: '{failed} fehlgeschlagen',
-    showAllItems: 'Alle {count} zeigen',
+    showMoreItems: 'Weitere {more} von {count} zeigen',
     itemAttempts: { one: '{count}-mal beendet', other: '{count}-mal beendet' },
     itemCredits: { one: '{count} Credit bezahlt', other: '{count} Credits bezahlt' },
     itemResult: 'Ergebnis von {item}',
