@@ -230,6 +230,7 @@ export class JobCreate extends JobElement {
   async #submit(): Promise<void> {
     const kind = this.#chosen
     if (kind === null || this.busy) return
+    this.itemKeys?.take()
     this.#tried = true
     const payload = this.#judge()
     const [first] = this.problems.keys()

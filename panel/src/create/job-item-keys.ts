@@ -76,6 +76,13 @@ export class JobItemKeys extends JobElement {
     this.input.focus(options)
   }
 
+  /** Take what was typed without Enter. Not when the field is left: what is below would move away from under the pointer. */
+  take(): void {
+    if (this.input.value.trim() === '') return
+    this.#add([this.input.value])
+    this.input.value = ''
+  }
+
   override render(): TemplateResult {
     const t = this.t.create
     const name = itemNames(this.keys)
@@ -106,7 +113,6 @@ export class JobItemKeys extends JobElement {
         aria-describedby="hint problem"
         @keydown=${this.#pressed}
         @paste=${this.#pasted}
-        @blur=${this.#take}
       />
       <p class="quiet" id="hint">
         ${this.required ? t.itemsHint : t.itemsOptionalHint} ${this.most < 10_000 ? fill(t.itemsMost, { most: language.number(this.most) }) : nothing}
@@ -121,7 +127,7 @@ export class JobItemKeys extends JobElement {
     if (event.key === 'Enter' || event.key === ',') {
       if (this.input.value.trim() === '' && event.key === 'Enter') return // nothing typed: the form may be sent
       event.preventDefault()
-      this.#take()
+      this.take()
     } else if (event.key === 'Backspace' && this.input.value === '') {
       const last = this.keys.at(-1)
       if (last !== undefined) this.#remove(last)
@@ -135,11 +141,6 @@ export class JobItemKeys extends JobElement {
     this.#add(text.split(/[\n,;]+/))
   }
 
-  readonly #take = (): void => {
-    if (this.input.value.trim() === '') return
-    this.#add([this.input.value])
-    this.input.value = ''
-  }
 
   #add(more: readonly string[]): void {
     const wanted = more.map((key) => key.trim().slice(0, LONGEST)).filter((key) => key !== '')

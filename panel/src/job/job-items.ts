@@ -9,7 +9,7 @@ import { partsLook, shownState, statusSign } from './parts'
 import type { ItemHere, JobHere } from './whole'
 import { counted, itemNames, meaningOf, refusalOf } from './words'
 
-/** Of more items than this only some are drawn, until all are asked for. */
+/** Of more items than this only some are drawn, until more are asked for. */
 const DRAWN = 200
 /** Items drawn with one press, so that no page is asked to draw 10,000 at once. */
 const MORE = 1_000
@@ -84,14 +84,17 @@ export class JobItems extends JobElement {
     return html`
       <ul role="list" aria-label=${this.t.job.items}>
         ${repeat(
-          this.items.slice(0, this.drawn),
+          drawnOf(this.items, this.drawn),
           (one) => one.key,
           (one) => html`<li>${this.#tag(one, job, name(one.key))}</li>`,
         )}
         ${this.drawn < this.items.length
           ? html`<li>
               <button type="button" class="small" @click=${this.#more}>
-                ${fill(this.t.job.showAllItems, { count: language.number(this.items.length) })}
+                ${fill(this.t.job.showMoreItems, {
+                  more: language.number(Math.min(MORE, this.items.length - this.drawn)),
+                  count: language.number(this.items.length),
+                })}
               </button>
             </li>`
           : nothing}
@@ -178,6 +181,13 @@ export class JobItems extends JobElement {
     if (error) this.failure = refusalOf(error)
     else this.result = (data as { result: Json } | null)?.result ?? null
   }
+}
+
+/** The items to draw: where there are too many, those that failed come first, because they are what one looks for. */
+export function drawnOf(items: readonly ItemHere[], most: number): readonly ItemHere[] {
+  if (items.length <= most) return items
+  const failed = items.filter((item) => item.status === 'failed')
+  return [...failed, ...items.filter((item) => item.status !== 'failed').slice(0, Math.max(0, most - failed.length))].slice(0, most)
 }
 
 declare global {

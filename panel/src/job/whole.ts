@@ -136,8 +136,9 @@ export function merge(whole: Whole, change: Change): Whole {
     case 'jobs': {
       const row = told(change.new) as Partial<JobHere>
       if (row.id !== whole.job.id || isOlder(row, whole.job)) return whole
-      // a result that is null now may be one that was too large for an event: it is read when the job has ended
+      // payload and tags never change; a result that is null now may be one that was too large for an event: it is read when the job has ended
       delete row.payload
+      delete row.tags
       delete row.result
       return { ...whole, job: { ...whole.job, ...row } }
     }

@@ -124,7 +124,7 @@ export const en = {
     items: 'Items',
     itemsDone: '{done} of {total} done',
     itemsFailed: '{failed} failed',
-    showAllItems: 'Show all {count}',
+    showMoreItems: 'Show {more} more of {count}',
     itemAttempts: { one: 'finished {count} time', other: 'finished {count} times' },
     itemCredits: { one: '{count} credit paid', other: '{count} credits paid' },
     itemResult: 'Result of {item}',
