@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from processor import JobContext, JobError, JobItem, Processor
 
-PREFIX = os.environ["TEST_PREFIX"]
-ANSWERS = Path(os.environ["TEST_ANSWERS"])
+PREFIX = os.environ.get("TEST_PREFIX", "test")
+ANSWERS = Path(os.environ.get("TEST_ANSWERS", "."))
 REFUSAL = 'the translator said <img src="x" onerror="document.title=1"> no'
 LOGGED = 'begin <script>document.title = 1</script> with "quotes"'
 

@@ -68,7 +68,6 @@ class Cards:
             "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key,
             "TEST_PREFIX": self.prefix,
             "TEST_ANSWERS": str(answers),
-            "PROCESSOR_WORKER_NAME": self.prefix,
         }
         self.daemon = Daemon.launch("tests.apps.cards:app", environment, "--slots", "20")
 
