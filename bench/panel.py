@@ -1,8 +1,8 @@
-"""Measure the panel's list with 100,000 jobs: how soon rows are seen, how smoothly it scrolls, how much it keeps.
+"""Measure the panel's list of 100,000 jobs: how soon rows are seen, how smoothly it scrolls, what it keeps.
 
-Run it with ``python -m bench.panel`` (needs Debian's chromium, and the panel built by ./scripts/panel). It starts local
-mode with a database of its own, opens the page in headless Chromium, and prints JSON. First paint is from the beginning
-of the navigation (a reload, signed in) to the first row that is drawn, page, scripts and sign-in included.
+Run it with ``python -m bench.panel`` (needs Debian's chromium, and the panel built by ./scripts/panel). It
+starts local mode with a database of its own, opens the page in headless Chromium, and prints JSON. The first
+rows are timed from the beginning of the navigation (a reload, signed in) to the frame that draws them.
 """
 
 import argparse
@@ -26,19 +26,22 @@ from tests.browser.crowd import fill
 
 READY_SECONDS = 60
 FIRST_ROW = """new Promise((resolve) => {
+  const within = (host, name) => host?.shadowRoot?.querySelector(name)
   const look = () => {
-    const list = document.querySelector('job-app')?.shadowRoot?.querySelector('job-panel')?.shadowRoot?.querySelector('job-list')
-    if (list?.shadowRoot?.querySelector('li[data-id]')) requestAnimationFrame(() => resolve(performance.now()))
+    const list = within(within(document.querySelector('job-app'), 'job-panel'), 'job-list')
+    if (within(list, 'li[data-id]')) requestAnimationFrame(() => resolve(performance.now()))
     else requestAnimationFrame(look)
   }
   look()
 })"""
 SCROLL = """async (rows) => {
-  const list = document.querySelector('job-app').shadowRoot.querySelector('job-panel').shadowRoot.querySelector('job-list')
+  const panel = document.querySelector('job-app').shadowRoot.querySelector('job-panel')
+  const list = panel.shadowRoot.querySelector('job-list')
   const view = list.shadowRoot.querySelector('.scroll')
   const frames = []
   let last = performance.now()
-  const drawn = () => Number([...list.shadowRoot.querySelectorAll('li[data-id]')].at(-1)?.getAttribute('aria-posinset') ?? 0)
+  const rowsDrawn = () => [...list.shadowRoot.querySelectorAll('li[data-id]')]
+  const drawn = () => Number(rowsDrawn().at(-1)?.getAttribute('aria-posinset') ?? 0)
   while (drawn() < rows) {
     view.scrollTop += 400
     const now = await new Promise(requestAnimationFrame)
@@ -76,7 +79,9 @@ async def measure(page: Page, jobs: int, scrolled: int, repeats: int) -> dict[st
     }
 
 
-async def bench(stack: dict[str, Any], chromium: str, jobs: int, scrolled: int, repeats: int) -> dict[str, Any]:
+async def bench(
+    stack: dict[str, Any], chromium: str, jobs: int, scrolled: int, repeats: int
+) -> dict[str, Any]:
     """Sign somebody up, give them jobs, and look at the page."""
     credentials = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
     async with httpx.AsyncClient(headers={"apikey": stack["anon_key"]}, trust_env=False) as http:
@@ -103,14 +108,26 @@ async def bench(stack: dict[str, Any], chromium: str, jobs: int, scrolled: int, 
 
 def main() -> None:
     """Read the arguments, run local mode, print what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--scroll", type=int, default=20_000, help="rows to scroll down")
     parser.add_argument("--repeats", type=int, default=7, help="page loads")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "processor", "dev", "--json", "--port", "0", "--data-dir", directory + "/data"]
+        command = [
+            sys.executable,
+            "-m",
+            "processor",
+            "dev",
+            "--json",
+            "--port",
+            "0",
+            "--data-dir",
+            directory + "/data",
+        ]
         with (Path(directory) / "stderr").open("wb") as stderr:
             dev = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
         try:

@@ -1,4 +1,4 @@
-"""Chromium on the panel of the local stack, a daemon whose work the tests steer, and what every page must keep to."""
+"""Chromium on the panel of the local stack, a daemon that tests steer, and what every page must keep to."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import BrowserContext, BrowserType, ConsoleMessage, Page, async_playwright
+from playwright.async_api import BrowserContext, BrowserType, ConsoleMessage, Page, async_playwright, expect
 
 from tests.browser.panel import Visit
 from tests.conftest import RunningStack
@@ -18,6 +18,7 @@ from tests.daemons import Daemon
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_MS = 15_000
+expect.set_options(timeout=PATIENCE_MS)
 # no sandbox: tests may run as root; the others keep the browser from calling home
 FLAGS = (
     "--no-sandbox",
@@ -49,7 +50,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def panel(stack: RunningStack) -> str:
-    """The address of the page, which is built if it has changed."""
+    """Build the page if it has changed, and return its address."""
     needed("npm")
     subprocess.run([ROOT / "scripts" / "panel"], check=True)
     return stack.panel_url
@@ -78,9 +79,10 @@ class Cards:
             unfinished.write_text(answer)
             unfinished.rename(self._answers / f"{card}.{language}")
 
-    def has_stopped(self, card: str) -> bool:
-        """Whether the endless handler of this card was stopped."""
-        return (self._answers / f"{card}.stopped").exists()
+    def stopped_at(self, card: str) -> float | None:
+        """When the endless handler of this card was stopped, in seconds since 1970; None if it was not."""
+        file = self._answers / f"{card}.stopped"
+        return file.stat().st_mtime if file.exists() else None
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +116,7 @@ class Complaints:
         context.on("weberror", lambda error: self._heard.append(f"uncaught: {error.error}"))
 
     def allow(self, pattern: str) -> None:
-        """A test brings this about on purpose."""
+        """Take no offence at what a test brings about on purpose."""
         self.allowed.append(pattern)
 
     @property

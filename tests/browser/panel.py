@@ -14,6 +14,12 @@ AXE = ROOT / "panel" / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = Path(__file__).with_name("shots")
 """Screenshots of each view and state, kept after a run to be looked at."""
 
+FIND = """axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map((one) => ({
+  rule: one.id,
+  help: one.help,
+  where: one.nodes.map((node) => [node.target, node.failureSummary]),
+})))"""
+
 
 class Hearing(Protocol):
     """Takes note of what a page complains about."""
@@ -47,11 +53,11 @@ class Visit:
         await expect(self.page.locator("job-detail article")).to_be_visible()
 
     def row(self, job_id: str) -> Locator:
-        """A job's row in the list."""
+        """Return a job's row in the list."""
         return self.page.locator(f'job-list li[data-id="{job_id}"]')
 
     def item(self, key: str) -> Locator:
-        """An item's tag in the open job."""
+        """Return an item's tag in the open job."""
         return self.page.locator(f'job-detail [data-key="{key}"]')
 
     @property
@@ -65,15 +71,14 @@ class Visit:
 
     async def live(self, state: str, within: float = 15.0) -> None:
         """Wait until the list says so of its line: connecting, live, refreshing or offline."""
-        await expect(self.page.locator(f'job-list [data-live="{state}"]')).to_be_visible(timeout=within * 1000)
+        await expect(self.page.locator(f'job-list [data-live="{state}"]')).to_be_visible(
+            timeout=within * 1000
+        )
 
     async def look(self, name: str) -> None:
         """Take a screenshot, and let axe-core look for barriers: there are none."""
         SHOTS.mkdir(exist_ok=True)
         await self.page.screenshot(path=SHOTS / f"{name}.png")
         await self.page.evaluate(AXE.read_text())
-        found: list[dict[str, Any]] = await self.page.evaluate(
-            "axe.run(document, {resultTypes: ['violations']}).then((told) => told.violations.map((one) => "
-            "({rule: one.id, help: one.help, where: one.nodes.map((node) => [node.target, node.failureSummary])})))"
-        )
+        found: list[dict[str, Any]] = await self.page.evaluate(FIND)
         assert not found, f"{name}: {json.dumps(found, indent=1)}"

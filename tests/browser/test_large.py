@@ -43,9 +43,10 @@ async def test_what_a_list_of_100_000_jobs_asks_draws_and_keeps_is_bounded(visit
     before = await heap(session)
 
     # down and down: each further page is asked for once
-    while await (last := rows.last).get_attribute("aria-posinset") and int(
-        await last.get_attribute("aria-posinset") or 0
-    ) < DEEP:
+    while (
+        await (last := rows.last).get_attribute("aria-posinset")
+        and int(await last.get_attribute("aria-posinset") or 0) < DEEP
+    ):
         known = await page.locator("job-list ul").evaluate("list => list.clientHeight")
         await page.locator("job-list .scroll").evaluate("view => { view.scrollTop = view.scrollHeight }")
         await page.wait_for_function(

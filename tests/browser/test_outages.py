@@ -17,7 +17,7 @@ CUT_SECONDS = 30.0
 
 @pytest.fixture
 async def line(stack: RunningStack, panel: str) -> AsyncIterator[tuple[FaultProxy, str]]:
-    """A line to the project that can be cut, and a page (the daemon's own) that uses it."""
+    """Give a line to the project that can be cut, and a page, the daemon's own, that uses it."""
     async with FaultProxy(stack.url) as proxy:
         settings = Settings(
             url=proxy.url, key=stack.service_role_key, anon_key=stack.anon_key, http_port=0, panel=True
@@ -76,10 +76,10 @@ async def test_cancel_stops_the_handler_within_a_second_and_the_refund_is_shown(
     await expect(visitor.job.get_by_text("until somebody stops it").first).to_be_visible()
     await visitor.page.get_by_role("button", name="Cancel job").click()
     await visitor.look("cancel-question")
-    began = time.monotonic()
+    began = time.time()
     await visitor.page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
-    await eventually(lambda: cards.has_stopped(alice.id), within=10)
-    assert time.monotonic() - began < 1.0
+    stopped_at = await eventually(lambda: cards.stopped_at(alice.id), within=10)
+    assert stopped_at - began < 1.0
     await visitor.status("cancelled")
     await expect(visitor.job.get_by_text("5 credits were reserved and all given back.")).to_be_visible()
     await visitor.look("cancelled")

@@ -48,7 +48,6 @@ async def test_a_forged_owner_changes_nothing(visit, new_user, cards: Cards, com
         }""",
         [cards.translate, alice.id],
     )
-    print(answer)
     assert answer["status"] == 400, answer
     accounts = (await alice.rest.table("credit_accounts").select("held, available").execute()).data
     assert accounts == [{"held": 0, "available": 10}]

@@ -1,4 +1,4 @@
-"""Each view in each state, in light and dark, wide and narrow, English and German: no barriers, and pictures to look at."""
+"""Each view in each state, light and dark, wide and narrow, English and German: no barriers, and pictures."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=LOOKS)
 def look(request: pytest.FixtureRequest) -> str:
-    """A way to look at the page."""
+    """Look at the page in one of several ways."""
     return request.param
 
 
@@ -41,7 +41,11 @@ async def test_every_view_is_without_barriers(visit, new_user, cards: Cards, eve
     await visitor.look(f"list-empty-{look}")
 
     ids = {}
-    for name, answers in {"done": {"de": "done", "fr": "done"}, "some": {"de": "done", "fr": "fail"}, "runs": {}}.items():
+    for name, answers in {
+        "done": {"de": "done", "fr": "done"},
+        "some": {"de": "done", "fr": "fail"},
+        "runs": {},
+    }.items():
         title = f"{name} {alice.id}"
         cards.decide(title, **answers)
         order = {"kind": cards.translate, "payload": {"title": title}, "items": ["de", "fr"], "tags": [name]}
@@ -49,12 +53,22 @@ async def test_every_view_is_without_barriers(visit, new_user, cards: Cards, eve
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     late = {"kind": cards.translate, "payload": {"title": "late"}, "items": ["de"], "run_at": tomorrow}
     ids["late"] = (await alice.rest.rpc("create_job", late).execute()).data["id"]
-    for name, status in {"done": "completed", "some": "partial", "runs": "processing", "late": "pending"}.items():
+    for name, status in {
+        "done": "completed",
+        "some": "partial",
+        "runs": "processing",
+        "late": "pending",
+    }.items():
         await expect(visitor.row(ids[name])).to_have_attribute("data-status", status)
     await visitor.look(f"list-{look}")
     await fits(visitor)
 
-    for name, status in {"done": "completed", "some": "partial", "runs": "processing", "late": "pending"}.items():
+    for name, status in {
+        "done": "completed",
+        "some": "partial",
+        "runs": "processing",
+        "late": "pending",
+    }.items():
         await visitor.open_job(ids[name])
         await visitor.status(status)
         await visitor.look(f"job-{status}-{look}")
