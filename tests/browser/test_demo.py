@@ -17,3 +17,4 @@ async def test_the_users_of_a_demo_sign_in_with_one_click(visit, dev_process, tm
     await page.get_by_role("button", name=f"Sign in as {stack.operator_user['email']}").click()
     await page.get_by_role("link", name="Operations").click()
     await expect(page.locator("job-queues").get_by_role("heading", name="translation")).to_be_visible()
+    await page.context.close()  # before the server that it talks to
