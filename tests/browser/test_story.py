@@ -53,7 +53,7 @@ async def test_five_languages_of_which_two_fail_and_are_tried_again(
     for language in ("de", "fr"):
         await expect(visitor.item(language)).to_have_attribute("data-status", "completed")
     await expect(visitor.job.get_by_text("2 of 5 done").first).to_be_visible()
-    await expect(visitor.job.get_by_role("progressbar")).to_have_js_property("value", 0.4)
+    await expect(visitor.job.get_by_role("progressbar")).to_have_js_property("value", 0.7)
     await expect(visitor.job.get_by_text("10 credits are reserved.")).to_be_visible()
     await visitor.look("story-3-running")
     assert await page.evaluate("window.notReloaded"), "the page was reloaded"
