@@ -12,6 +12,8 @@ export class AccountFeed implements ReactiveController {
   balance: Balance | null = null
   readonly live: Live
   readonly #host: ReactiveControllerHost
+  /** Events so far. They come in the order of the changes, and a reading that one came into may be older than it. */
+  #told = 0
 
   constructor(host: ReactiveControllerHost) {
     this.#host = host
@@ -27,6 +29,7 @@ export class AccountFeed implements ReactiveController {
     this.live.start(client, {
       tables: [{ table: 'credit_accounts', filter: `owner_id=eq.${owner}` }],
       refresh: async () => {
+        const told = this.#told
         const { data, error } = await client
           .from('credit_accounts')
           .select('available,held,updated_at')
@@ -34,10 +37,12 @@ export class AccountFeed implements ReactiveController {
           .maybeSingle()
         if (error) throw error
         // who was never granted anything has no account
-        if (owner === connection.userId) this.#show(data ?? { available: 0, held: 0, updated_at: '' })
+        if (owner === connection.userId && told === this.#told) this.#show(data ?? { available: 0, held: 0, updated_at: '' })
       },
       change: ({ eventType, new: row }) => {
-        if (eventType !== 'DELETE') this.#show(row as unknown as Balance)
+        if (eventType === 'DELETE') return
+        this.#told += 1
+        this.#show(row as unknown as Balance)
       },
     })
   }
@@ -49,7 +54,6 @@ export class AccountFeed implements ReactiveController {
   }
 
   #show(balance: Balance): void {
-    if (this.balance !== null && Date.parse(balance.updated_at) < Date.parse(this.balance.updated_at)) return
     this.balance = balance
     this.#host.requestUpdate()
   }
