@@ -5,11 +5,6 @@ import { build } from 'vite'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 
 const panel = join(import.meta.dirname, '..')
-const sources = import.meta.glob<string>('../src/**/*.ts', { query: '?raw', import: 'default', eager: true })
-const written = new Set(
-  Object.values(sources).flatMap((code) => [...code.matchAll(/@customElement\('([\w-]+)'\)/g)].map(([, name]) => name as string)),
-)
-
 interface Built {
   output: { fileName: string }[]
 }
