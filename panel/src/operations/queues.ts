@@ -7,7 +7,7 @@ import './limits'
 import { changedLimits, type JobQueueLimits, type Limits } from './limits'
 import type { Queue } from './rows'
 import { ask, Section } from './section'
-import { liveTag } from './live-tag'
+import '../live-state'
 import { roughly, took } from './words'
 
 /** Each queue: how much waits and runs, whether it keeps up, its limits; pause, resume, change limits. */
@@ -37,7 +37,7 @@ export class JobQueues extends Section<Queue[]> {
   protected body(queues: Queue[]): TemplateResult {
     const t = this.t.operations
     return html`
-      <div class="row tools">${liveTag(this.#live.state, this.t)}</div>
+      <div class="row tools"><job-live-state .state=${this.#live.state}></job-live-state></div>
       ${queues.length === 0 ? html`<p class="quiet">${t.noQueues}</p>` : nothing}
       <ul class="cards">
         ${queues.map((queue) => html`<li class="card">${this.#card(queue)}</li>`)}

@@ -3,7 +3,7 @@ import { html, nothing, svg, type TemplateResult } from 'lit'
 import { customElement } from 'lit/decorators.js'
 import { fill, language } from '../language'
 import { Live } from '../live'
-import { liveTag } from './live-tag'
+import '../live-state'
 import type { Worker } from './rows'
 import { ask, Section } from './section'
 import { took } from './words'
@@ -32,7 +32,7 @@ export class JobWorkers extends Section<Worker[]> {
 
   protected body(workers: Worker[]): TemplateResult {
     return html`
-      <div class="row tools">${liveTag(this.#live.state, this.t)}</div>
+      <div class="row tools"><job-live-state .state=${this.#live.state}></job-live-state></div>
       ${workers.length === 0 ? html`<p class="quiet">${this.t.operations.noWorkers}</p>` : nothing}
       <ul class="cards">
         ${workers.map((worker) => html`<li class="card">${this.#card(worker)}</li>`)}
