@@ -410,5 +410,6 @@ exception when others then
 end
 $$;
 comment on function processor.draft_jobs(jsonb, boolean) is
-  'Check an array of jobs that check_elements() let pass, each with the names of create_job''s parameters, and their children, and give them what follows from kind, '
-  'queue and parent: first the jobs of the array, then their children, then theirs. Nothing is written or locked.';
+  'Check an array of jobs that check_elements() let pass, each with the names of create_job''s parameters, and their children, and give '
+  'them what follows from kind, queue and parent: first the jobs of the array, then their children, then theirs. Nothing is written '
+  'or locked.';
