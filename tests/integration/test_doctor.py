@@ -143,14 +143,14 @@ async def test_a_key_that_has_expired_is_seen_here_and_there(stack) -> None:
         ({"SUPABASE_KEY": "sb_secret_1234567890"}, Mark.OK, "sb_secret_"),
         ({"SUPABASE_KEY": "something"}, Mark.WARN, "neither a token nor"),
         (
-            {"SUPABASE_KEY": "sb_secret_1234567890", "SUPABASE_ANON_KEY": token(ref="abcdefgh")},
+            {"SUPABASE_KEY": "sb_secret_1234567890", "SUPABASE_ANON_KEY": token(role="authenticated")},
             Mark.FAIL,
-            "SUPABASE_ANON_KEY is a token of role service_role, not anon",
+            "SUPABASE_ANON_KEY is a token of role authenticated, not anon",
         ),
         (
-            {"SUPABASE_KEY": "sb_secret_1234567890", "SUPABASE_ANON_KEY": "sb_secret_1234567890"},
+            {"SUPABASE_KEY": "sb_secret_1234567890", "SUPABASE_ANON_KEY": "sb_unknown_1234567890"},
             Mark.FAIL,
-            "SUPABASE_ANON_KEY has the form sb_secret_",
+            "SUPABASE_ANON_KEY has the form sb_unknown",
         ),
         (
             {"SUPABASE_KEY": "sb_secret_1234567890", "SUPABASE_ANON_KEY": token(role="anon", ref="other")},
