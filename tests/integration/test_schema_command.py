@@ -88,7 +88,7 @@ async def test_status_says_what_is_wrong_and_apply_mends_it(dev_process, tmp_pat
     await connection.execute("""
         alter publication supabase_realtime drop table public.jobs;
         alter table public.job_items disable row level security;
-        alter table public.jobs drop column tags;
+        alter table public.jobs drop column error_retryable;
     """)
 
     said = command("status", "--database-url", stack.db_url)
@@ -97,8 +97,8 @@ async def test_status_says_what_is_wrong_and_apply_mends_it(dev_process, tmp_pat
         f"✗ schema version {SCHEMA_VERSION}, but not as it should be",
         "✗ serious: row level security of public.job_items is off: everyone with a grant sees every row",
         "    to mend it: processor schema apply",
-        "✗ column public.jobs.tags is missing",
-        "    to mend it: alter table public.jobs add column tags text[] default '{}'::text[] not null",
+        "✗ column public.jobs.error_retryable is missing",
+        "    to mend it: alter table public.jobs add column error_retryable boolean",
         "✗ public.jobs is not in the publication supabase_realtime: nobody is told of its changes",
         "    to mend it: processor schema apply",
     ]
@@ -114,7 +114,7 @@ async def test_status_says_what_is_wrong_and_apply_mends_it(dev_process, tmp_pat
 
     said = command("apply", "--database-url", stack.db_url)
     assert said.returncode == 1
-    assert 'column "tags" of relation "public.jobs" does not exist' in said.stderr
+    assert 'column "error_retryable" of relation "public.jobs" does not exist' in said.stderr
     assert "processor schema status says what to do first" in said.stderr
     await connection.execute(told["problems"][1]["sql"])
     await connection.execute("create policy everybody on public.jobs using (true)")
