@@ -67,9 +67,14 @@ export class Live implements ReactiveController {
       if (this.#channel === channel && message.extension === 'postgres_changes') this.#heard(message.status === 'ok')
     })
     this.#channel = channel
-    channel.subscribe((status) => {
-      if (this.#channel === channel && status !== 'SUBSCRIBED') this.#heard(false)
-    })
+    const join = (): void => {
+      if (this.#channel !== channel) return
+      channel.subscribe((status) => {
+        if (this.#channel === channel && status !== 'SUBSCRIBED') this.#heard(false)
+      })
+    }
+    // the token first: who joins with another one is told, until the next token, only what strangers may see
+    void client.realtime.setAuth().then(join, join)
     window.addEventListener('online', this.#found)
     window.addEventListener('offline', this.#lost)
     document.addEventListener('visibilitychange', this.#wake)

@@ -35,6 +35,7 @@ class Project {
     return {
       channel: () => channel,
       removeChannel: () => Promise.resolve('ok'),
+      realtime: { setAuth: () => Promise.resolve() },
       rpc: (_name: string, asked: Asked) => ({ abortSignal: () => this.#answer(asked) }),
     } as unknown as SupabaseClient
   }

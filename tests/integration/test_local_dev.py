@@ -92,7 +92,7 @@ async def test_a_signal_while_it_starts_ends_it_well_too(dev_process, tmp_path, 
     dev = dev_process("--data-dir", str(tmp_path / "data"))
     await eventually((tmp_path / "data/cluster.new").exists, within=30)
     pids = descendants(dev.process.pid)
-    assert await stop(dev) == 0
+    assert await stop(dev) == 0, dev.stderr()
     await eventually(lambda: gone(pids))
     # and what it left starts
     again = dev_process("--data-dir", str(tmp_path / "data"), "--no-schema")
