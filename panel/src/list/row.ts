@@ -1,4 +1,5 @@
 import { html, nothing, type TemplateResult } from 'lit'
+import { statusSign } from '../job/parts'
 import { fill, language } from '../language'
 import { hasEnded, type Job } from '../rows'
 
@@ -33,7 +34,7 @@ export function jobRow(job: Job, look: RowLook): TemplateResult {
     .style=${`transform: translateY(${look.y}px)`}
     @click=${(event: MouseEvent) => look.open(event, job.id)}
   >
-    <span class="state"><span class="tag ${job.status}" data-status=${job.status}>${mark(job)} ${status}</span></span>
+    <span class="state"><span class="tag ${job.status}" data-status=${job.status}>${statusSign(job.status)} ${status}</span></span>
     <span class="what">
       <a
         href="#/jobs/${job.id}"
@@ -64,12 +65,6 @@ function statusText(job: Job): string {
   const t = language.strings
   if (job.cancel_requested_at !== null && !hasEnded(job)) return t.list.cancelling
   return t.status[job.status]
-}
-
-/** A shape besides the colour. */
-function mark(job: Job): TemplateResult {
-  const shapes = { pending: '○', processing: '▸', completed: '✓', partial: '◐', failed: '✕', cancelled: '–' }
-  return html`<span aria-hidden="true">${shapes[job.status]}</span>`
 }
 
 function about(job: Job, showOwner: boolean): string {
