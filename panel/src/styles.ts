@@ -136,6 +136,17 @@ export const look = css`
   .cancelled {
     color: var(--cancelled);
   }
+  dialog {
+    width: min(440px, calc(100vw - 32px));
+    padding: 20px;
+    border: 1px solid var(--line);
+    border-radius: calc(var(--radius) + 4px);
+    background: var(--paper);
+    color: var(--ink);
+  }
+  dialog::backdrop {
+    background: rgb(0 0 0 / 45%);
+  }
   h2,
   h3 {
     margin: 0 0 8px;

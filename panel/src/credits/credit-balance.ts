@@ -25,13 +25,6 @@ export class CreditBalance extends JobElement {
         width: min(720px, calc(100vw - 24px));
         max-height: calc(100dvh - 48px);
         padding: 16px;
-        border: 1px solid var(--line);
-        border-radius: calc(var(--radius) + 4px);
-        background: var(--paper);
-        color: var(--ink);
-      }
-      dialog::backdrop {
-        background: rgb(0 0 0 / 45%);
       }
       dialog > .row {
         justify-content: space-between;

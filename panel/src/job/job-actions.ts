@@ -19,17 +19,6 @@ export class JobActions extends JobElement {
     JobElement.styles,
     partsLook,
     css`
-      dialog {
-        width: min(440px, calc(100vw - 32px));
-        padding: 20px;
-        border: 1px solid var(--line);
-        border-radius: calc(var(--radius) + 4px);
-        background: var(--paper);
-        color: var(--ink);
-      }
-      dialog::backdrop {
-        background: rgb(0 0 0 / 45%);
-      }
       dialog .row {
         justify-content: flex-end;
         margin-top: 8px;

@@ -16,17 +16,6 @@ export class JobConfirm extends JobElement {
   static override styles = [
     look,
     css`
-      dialog {
-        width: min(440px, calc(100vw - 32px));
-        padding: 20px;
-        border: 1px solid var(--line);
-        border-radius: calc(var(--radius) + 4px);
-        background: var(--paper);
-        color: var(--ink);
-      }
-      dialog::backdrop {
-        background: rgb(0 0 0 / 45%);
-      }
       p {
         margin: 0 0 16px;
       }

@@ -35,14 +35,6 @@ export class JobQueueLimits extends JobElement {
     css`
       dialog {
         width: min(520px, calc(100vw - 32px));
-        padding: 20px;
-        border: 1px solid var(--line);
-        border-radius: calc(var(--radius) + 4px);
-        background: var(--paper);
-        color: var(--ink);
-      }
-      dialog::backdrop {
-        background: rgb(0 0 0 / 45%);
       }
       h2 {
         overflow-wrap: anywhere;
