@@ -25,7 +25,7 @@ from processor.errors import SchemaMismatch
 from processor.job import ItemOutcome, NewChild, OnChildFailure, Outcome, Step
 from processor.redact import redact
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The version of ``sql/`` that this package speaks."""
 
 T = TypeVar("T")

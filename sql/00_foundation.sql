@@ -46,8 +46,8 @@ do $$
 begin
   -- the same number as in processor.schema_version() below
   if to_regprocedure('processor.schema_version()') is not null then
-    if processor.schema_version() > 3 then
-      raise exception 'this database has version % of the schema, newer than version 3', processor.schema_version()
+    if processor.schema_version() > 4 then
+      raise exception 'this database has version % of the schema, newer than version 4', processor.schema_version()
         using hint = 'Take the files of a newer package: pip install --upgrade supabase-job-processor';
     end if;
   end if;
@@ -80,10 +80,23 @@ language sql
 immutable
 set search_path = '', pg_temp
 as $$
-  select 3
+  select 4
 $$;
 comment on function processor.schema_version() is
-  'The version of this schema. A daemon made for another one refuses to start and says what to run.';
+  'The version of this schema. A daemon made for a newer one refuses to start and says what to run.';
+
+create or replace function processor.oldest_worker_version()
+returns int
+language sql
+immutable
+set search_path = '', pg_temp
+as $$
+  -- raised when a function that workers call changes its arguments or its answer: until all machines of a fleet have
+  -- the new package, the old ones restart too, and a rollback puts them back
+  select 3
+$$;
+comment on function processor.oldest_worker_version() is
+  'The oldest version of the schema whose workers this one serves: the schema is upgraded first, the daemons after it, one by one.';
 
 create or replace function processor.now()
 returns timestamptz

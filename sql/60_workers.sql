@@ -61,10 +61,12 @@ declare
   w public.job_workers;
   wanted constant int := (register_worker.worker ->> 'schema_version')::int;
 begin
-  if wanted is distinct from processor.schema_version() then
+  if coalesce(wanted not between processor.oldest_worker_version() and processor.schema_version(), true) then
     perform processor.fail('JQ013',
-      format('the database has schema version %s, this worker needs %s', processor.schema_version(), coalesce(wanted::text, 'none')), '',
-      'Run: processor schema apply --database-url … with the package version that the worker has.');
+      format('the database has schema version %s and serves workers of versions %s to %s, this worker needs %s', processor.schema_version(),
+        processor.oldest_worker_version(), processor.schema_version(), coalesce(wanted::text, 'none')), '',
+      case when wanted < processor.oldest_worker_version() then 'Upgrade the worker: pip install --upgrade supabase-job-processor'
+        else 'Run: processor schema apply --database-url … with the package version that the worker has.' end);
   end if;
   if register_worker.worker ->> 'id' is null or register_worker.worker ->> 'slots' is null
     or register_worker.worker ->> 'lease_seconds' is null

@@ -1,5 +1,6 @@
 """What `processor run` says, and how it ends, when it cannot work."""
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -118,16 +119,23 @@ async def test_a_project_without_the_schema_is_told_how_to_get_it(dev_process, t
     assert "processor schema apply --database-url" in text
 
 
+@pytest.mark.parametrize(
+    ("function", "version", "mend"),
+    [
+        ("schema_version", SCHEMA_VERSION - 1, "processor schema apply"),
+        ("oldest_worker_version", SCHEMA_VERSION + 1, "pip install --upgrade supabase-job-processor"),
+    ],
+)
 async def test_a_schema_of_another_version_is_told_with_both_versions(
-    environment: dict[str, str], admin: asyncpg.Connection
+    environment: dict[str, str], admin: asyncpg.Connection, function: str, version: int, mend: str
 ) -> None:
-    body = await admin.fetchval("select pg_get_functiondef('processor.schema_version()'::regprocedure)")
-    await admin.execute(body.replace(f"select {SCHEMA_VERSION}", "select 99"))
+    body = await admin.fetchval(f"select pg_get_functiondef('processor.{function}()'::regprocedure)")
+    await admin.execute(re.sub(r"^  select \d+$", f"  select {version}", body, flags=re.MULTILINE))
     try:
         code, text = await refusal(TARGET, environment)
     finally:
         await admin.execute(body)
     assert code == 1
-    assert "99" in text
+    assert str(version) in text
     assert f"needs {SCHEMA_VERSION}" in text
-    assert "processor schema apply" in text
+    assert mend in text

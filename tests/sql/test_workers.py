@@ -86,12 +86,22 @@ async def test_registering_twice_changes_nothing_but_the_lease(project):
     assert after[1] == before[1]
 
 
-@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, None])
-async def test_another_schema_version_is_refused(project, version):
+@pytest.mark.parametrize(
+    ("version", "mend"),
+    [(0, "Upgrade the worker"), (SCHEMA_VERSION + 1, "processor schema apply"), (None, "")],
+)
+async def test_another_schema_version_is_refused(project, version, mend):
     async with project.refused(
-        "JQ013", f"schema version {SCHEMA_VERSION}", "none" if version is None else str(version)
+        "JQ013", f"schema version {SCHEMA_VERSION}", mend, "none" if version is None else str(version)
     ):
         await project.worker(schema_version=version, kinds=[declared()])
+
+
+async def test_a_worker_of_the_version_before_is_served_so_that_a_fleet_can_be_upgraded_one_by_one(project):
+    await project.kind("echo")
+    job = await project.create("echo")
+    old = await project.worker(schema_version=SCHEMA_VERSION - 1)
+    assert [each["id"] for each in await old.claim()] == [job["id"]]
 
 
 @pytest.mark.parametrize(
