@@ -34,11 +34,15 @@ from processor.job import (
 )
 from processor.jsonb import to_jsonb, to_text
 from processor.middleware import around
+from processor.observer import NOBODY, Observer
 from processor.report import Reporter
 from processor.retry import problems
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable
+
+_AGAIN = {OutcomeKind.SNOOZE: "snoozed", OutcomeKind.WAIT: "waiting"}
+"""Why a job runs again, if not because it is to be tried again."""
 
 log = structlog.get_logger("processor.job")
 
@@ -55,6 +59,7 @@ class Executor:
         client: ApplicationClient,
         hold: Hold,
         resources: Mapping[str, Any],
+        observer: Observer = NOBODY,
     ) -> None:
         for handler in app.handlers.values():
             if handler.sort is Sort.PROCESS:
@@ -66,6 +71,7 @@ class Executor:
         self._reporter = reporter
         self._client = client
         self._hold = hold
+        self._observer = observer
         self._processes = Processes(
             settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
         )
@@ -102,7 +108,15 @@ class Executor:
         if outcome is not None or run.stopped_for is not None:
             return outcome
         handler = self._app.handlers[run.job.kind]
-        desk = RunDesk(run, self._hold, self._app.classifier, self._settler, self._reporter, self._client)
+        desk = RunDesk(
+            run,
+            self._hold,
+            self._app.classifier,
+            self._settler,
+            self._reporter,
+            self._client,
+            self._observer,
+        )
         try:
             brief = self._check(run, handler)
         except ValidationError as error:
@@ -209,6 +223,7 @@ class Executor:
             if settled.error is not None:
                 # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
                 run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
+                self._tell(run, "unsettled")
                 return
         self._report(run, outcome, settled)
 
@@ -217,9 +232,11 @@ class Executor:
         if run.stopped_for is Stop.LOST:
             await self._reporter.close(run.job)
             run.log.warning("job.lost", ran_ms=run_ms(run))
+            self._tell(run, "lost")
             return
         settled = await self._settler.release(run.attempt, after=self._reporter.close(run.job))
         run.log.info("job.released", ran_ms=run_ms(run), stale=settled.stale)
+        self._tell(run, "stale" if settled.stale else "released")
 
     def _report(self, run: Run, outcome: Outcome, settled: Settled) -> None:
         """Say how it ended."""
@@ -230,8 +247,16 @@ class Executor:
             fields["run_at"] = settled.run_at.isoformat()
         if settled.stale:
             run.log.warning("job.stale", **fields)
+            self._tell(run, "stale")
         else:
             run.log.info("job.finished", **fields)
+            code = None if outcome.failure is None else outcome.failure.code
+            ended = settled.status if settled.status not in {None, "pending"} else None
+            self._tell(run, ended or _AGAIN.get(outcome.kind, "retried"), code)
+
+    def _tell(self, run: Run, outcome: str, code: str | None = None) -> None:
+        """Have it counted."""
+        self._observer.job_ended(run.job.queue, run.job.kind, outcome, time.monotonic() - run.began, code)
 
     # -- helpers ----------------------------------------------------------------------------------
 

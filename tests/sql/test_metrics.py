@@ -258,7 +258,8 @@ async def test_of_a_backlog_no_more_is_read_than_is_counted(project):
     worker = await project.worker()
     await project.sql("""
         insert into public.jobs (queue, kind, max_attempts, run_at)
-        select 'default', 'echo', 1, processor.now() - n * interval '1 second' from generate_series(1, 25000) n
+        select 'default', 'echo', 1, processor.now() - n * interval '1 second'
+        from generate_series(1, 25000) n
     """)
     before = await project.sql("select seq_scan from pg_stat_xact_user_tables where relname = 'jobs'")
     told = await queue_of(worker)
