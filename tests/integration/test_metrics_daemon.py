@@ -213,7 +213,9 @@ async def test_the_table_names_all_that_there_is_and_nothing_else(place: Place) 
 
 
 async def test_there_are_none_where_they_are_switched_off(place: Place) -> None:
-    async with measured(place, PROCESSOR_METRICS="false") as (_daemon, gauge):
-        async with httpx.AsyncClient() as http:
-            assert (await http.get(f"{gauge.url}/metrics")).status_code == 404
-            assert (await http.get(f"{gauge.url}/healthz")).status_code == 200
+    async with (
+        measured(place, PROCESSOR_METRICS="false") as (_daemon, gauge),
+        httpx.AsyncClient() as http,
+    ):
+        assert (await http.get(f"{gauge.url}/metrics")).status_code == 404
+        assert (await http.get(f"{gauge.url}/healthz")).status_code == 200
