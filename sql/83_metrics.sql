@@ -102,7 +102,9 @@ begin
   perform processor.add_to_metrics('credits', coalesce(counts, '[]'));
 
   -- without a first mark the next call would begin where it ends
-  update processor.metric_reader set jobs_to = coalesce(last_job, r.jobs_to, edge), entries_to = coalesce(last_entry, r.entries_to);
+  update processor.metric_reader
+  set jobs_to = coalesce(last_job, r.jobs_to, edge), entries_to = coalesce(last_entry, r.entries_to)
+  where only_one; -- Supabase lets no session of the API update without a condition
 end
 $$;
 comment on function processor.count_for_metrics() is
@@ -125,6 +127,7 @@ language sql
 stable
 rows 100
 set search_path = '', pg_temp
+set enable_bitmapscan = off -- it would read all of a group before it counts to 10,000
 as $$
   -- jumps along jobs_pending_idx from group to group, and reads so much of each as is counted
   with recursive groups (queue, kind, priority) as (
@@ -306,7 +309,8 @@ begin
     r.checked_at := moment;
   end if;
   update processor.metric_reader x
-  set worker_id = read_metrics.worker_id, read_at = moment, checked_at = r.checked_at, credit_faults = r.credit_faults;
+  set worker_id = read_metrics.worker_id, read_at = moment, checked_at = r.checked_at, credit_faults = r.credit_faults
+  where x.only_one;
 
   figures := processor.queue_figures(moment) || jsonb_build_object(
     'workers', (

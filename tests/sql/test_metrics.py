@@ -67,6 +67,7 @@ async def test_a_worker_reads_an_empty_project(project, role):
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 async def test_nobody_else_reads_them(project, role):
+    await project.queue()
     worker = await project.worker()
     async with project.refused("42501"):
         await read(worker, by=role)
@@ -165,7 +166,7 @@ async def test_jobs_created_are_counted_once_and_go_on_being_counted_when_they_a
         await watched.create("echo")
     await watched.sql("update processor.metric_reader set jobs_to = '00000000-0000-0000-0000-000000000000'")
     assert (await figures(worker))["created"] == []  # too young
-    old = "update public.jobs set id = overlay(id::text placing '0' from 1)::uuid"  # long ago
+    old = "update public.jobs set id = overlay(id::text placing '00' from 1)::uuid"  # long ago
     await watched.sql(old)
     for _ in range(2):
         assert (await figures(worker))["created"] == [{"queue": "default", "kind": "echo", "total": 3}]
@@ -246,7 +247,8 @@ async def test_a_reader_that_is_dead_is_followed_when_its_lease_is_over(watched)
 
 async def test_two_that_ask_at_the_same_time_do_not_wait_for_each_other(database):
     one, two = await database.project(), await database.project()
-    first, second = await one.worker(queues=["x"]), await one.worker(queues=["x"])
+    await one.queue()
+    first, second = await one.worker(), await one.worker()
     async with one.connection.transaction():
         await figures(first)
         assert await read(second.through(two)) == {"figures": None, "again_in_seconds": 10}
