@@ -36,6 +36,7 @@ from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
+from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
 
@@ -67,6 +68,7 @@ class Daemon:
         key = self._credential.token
         self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
         observer = self._metrics or NOBODY
+        self._tracing = tracing(wanted=settings.traces)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key, observer=observer)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
@@ -113,7 +115,7 @@ class Daemon:
         )
         shared = self._resources.values
         self._executor = Executor(
-            app, settings, self._settler, self._reporter, self._client, hold, shared, observer
+            app, settings, self._settler, self._reporter, self._client, hold, shared, observer, self._tracing
         )
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
@@ -267,6 +269,7 @@ class Daemon:
         if self._web is not None:
             await self._web.stop()
         await self._executor.close()
+        await self._tracing.aclose()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:

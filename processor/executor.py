@@ -40,6 +40,7 @@ from processor.retry import problems
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable
+from processor.tracing import NOT_TRACED, Tracing
 
 _AGAIN = {OutcomeKind.SNOOZE: "snoozed", OutcomeKind.WAIT: "waiting"}
 """Why a job runs again, if not because it is to be tried again."""
@@ -60,6 +61,7 @@ class Executor:
         hold: Hold,
         resources: Mapping[str, Any],
         observer: Observer = NOBODY,
+        tracing: Tracing = NOT_TRACED,
     ) -> None:
         for handler in app.handlers.values():
             if handler.sort is Sort.PROCESS:
@@ -72,6 +74,7 @@ class Executor:
         self._client = client
         self._hold = hold
         self._observer = observer
+        self._tracing = tracing
         self._processes = Processes(
             settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
         )
@@ -87,18 +90,21 @@ class Executor:
 
     async def run(self, run: Run) -> None:
         """Take one claimed job to the end of its attempt."""
+        with self._tracing.attempt(run.job, run.queued_ms / 1000):
+            await self._attempt(run)
+
+    async def _attempt(self, run: Run) -> None:
         try:
-            outcome = await self._work(run)
+            with self._tracing.step("handle"):
+                outcome = await self._work(run)
         except Exception as error:
             # the application's own code failed beside its handler, in a validator or a rule for errors:
             # it must cost an attempt, or the job would come back for ever
             run.log.exception("job.crashed")
             outcome = _crashed(error)
         run.settling = True
-        if outcome is None:
-            await self._give_up(run)
-        else:
-            await self._settle(run, outcome)
+        with self._tracing.step("settle"):
+            await (self._give_up(run) if outcome is None else self._settle(run, outcome))
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -255,7 +261,8 @@ class Executor:
             self._tell(run, ended or _AGAIN.get(outcome.kind, "retried"), code)
 
     def _tell(self, run: Run, outcome: str, code: str | None = None) -> None:
-        """Have it counted."""
+        """Have it counted, and traced."""
+        self._tracing.ended(outcome, code)
         self._observer.job_ended(run.job.queue, run.job.kind, outcome, time.monotonic() - run.began, code)
 
     # -- helpers ----------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ ARROWS = {
     "refusal": {"errors", "transport"},
     "answers": {"job"},
     "observer": set(),
+    "tracing": {"errors", "job", "spans"},
+    "spans": {"job", "tracing"},
     "caller": {"errors", "observer", "refusal", "transport"},
     "rpc": {"answers", "caller", "errors", "job", "redact"},
     "operators": {"caller"},
@@ -51,7 +53,7 @@ ARROWS = {
     "desk": {"clients", "errors", "hold", "job", "jsonb", "observer", "report", "retry", "run", "settle"},
     "executor": {
         *("app", "calls", "clients", "config", "context", "desk", "errors", "hold", "job", "jsonb"),
-        *("answers", "middleware", "observer", "report", "retry", "run", "settle", "signature"),
+        *("answers", "middleware", "observer", "report", "retry", "run", "settle", "signature", "tracing"),
     },
     "worker": {"answers", "errors", "executor", "observer", "rpc", "run"},
     "lease": {"answers", "errors", "hold", "rpc", "run", "worker"},
