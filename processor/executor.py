@@ -256,7 +256,8 @@ class Executor:
             self._tell(run, "stale")
         else:
             run.log.info("job.finished", **fields)
-            code = None if outcome.failure is None else outcome.failure.code
+            failure = None if outcome.kind is OutcomeKind.CANCELLED else outcome.failure
+            code = None if failure is None else failure.code
             ended = settled.status if settled.status not in {None, "pending"} else None
             self._tell(run, ended or _AGAIN.get(outcome.kind, "retried"), code)
 

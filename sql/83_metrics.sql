@@ -285,6 +285,7 @@ as $$
 declare
   moment constant timestamptz := processor.now();
   r processor.metric_reader;
+  taken interval;
   figures jsonb;
 begin
   if not exists (select from public.job_workers w where w.id = read_metrics.worker_id) then
@@ -296,10 +297,11 @@ begin
   end if;
   insert into processor.metric_reader (only_one) values (true) on conflict (only_one) do nothing;
   select * into r from processor.metric_reader;
-  if r.worker_id <> read_metrics.worker_id and r.read_at > moment - interval '90 seconds'
-    and exists (select from public.job_workers w where w.id = r.worker_id and w.lease_expires_at >= moment)
-  then
-    return jsonb_build_object('figures', null, 'again_in_seconds', 30);
+  -- for how long it is another's, if that one dies now
+  select least(w.lease_expires_at, r.read_at + interval '90 seconds') - moment into taken
+  from public.job_workers w where w.id = r.worker_id and w.id <> read_metrics.worker_id;
+  if taken > interval '0' then
+    return jsonb_build_object('figures', null, 'again_in_seconds', least(30, greatest(1, extract(epoch from taken))));
   end if;
   perform processor.count_for_metrics();
   if r.entries_to >= 1000000

@@ -245,6 +245,7 @@ async def test_a_reader_that_has_left_is_followed_at_once(watched):
 async def test_a_reader_that_is_dead_is_followed_when_its_lease_is_over(watched):
     reader, other = await watched.worker(lease_seconds=10), await watched.worker()
     await figures(reader)
+    assert await read(other) == {"figures": None, "again_in_seconds": 10}
     await watched.later(seconds=11)
     await figures(other)
 
