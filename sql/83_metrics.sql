@@ -123,80 +123,83 @@ comment on function processor.count_credit_faults() is 'How many rows processor.
 
 create or replace function processor.pending_groups(moment timestamptz)
 returns table (queue text, kind text, oldest timestamptz, due int, long_due int, scheduled int, waiting int)
-language sql
+language plpgsql
 stable
 rows 100
 set search_path = '', pg_temp
-set enable_bitmapscan = off -- it would read all of a group before it counts to 10,000
+set enable_bitmapscan = off -- it would read all of a group before it counts the first
 as $$
-  -- jumps along jobs_pending_idx from group to group, and reads so much of each as is counted
-  with recursive groups (queue, kind, priority) as (
-    (select j.queue, j.kind, j.priority from public.jobs j where j.status = 'pending'
-      order by j.queue, j.kind, j.priority desc limit 1)
-    union all
-    select n.queue, n.kind, n.priority from groups g
-    cross join lateral (
-      (select j.queue, j.kind, j.priority from public.jobs j
-        where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority < g.priority
-        order by j.priority desc limit 1)
-      union all
-      (select j.queue, j.kind, j.priority from public.jobs j
-        where j.status = 'pending' and j.queue = g.queue and j.kind > g.kind
-        order by j.kind, j.priority desc limit 1)
-      union all
-      (select j.queue, j.kind, j.priority from public.jobs j
-        where j.status = 'pending' and j.queue > g.queue
+#variable_conflict use_column
+declare
+  most constant int := 10000;
+  never constant timestamptz := processor.never();
+  last text;
+  due_left int;
+  later_left int;
+  waiting_left int;
+  g record;
+begin
+  -- jumps along jobs_pending_idx from group to group, and reads so much of a queue as is counted, of each group the first
+  for g in
+    with recursive groups (queue, kind, priority) as (
+      (select j.queue, j.kind, j.priority from public.jobs j where j.status = 'pending'
         order by j.queue, j.kind, j.priority desc limit 1)
-      limit 1
-    ) n
-  )
-  select g.queue, g.kind, min(o.oldest), least(sum(d.n), 10000)::int, least(sum(l.n), 10000)::int, least(sum(s.n), 10000)::int,
-    least(sum(w.n), 10000)::int
-  from (select * from groups limit 2000) g
-  cross join lateral (
-    select min(x.run_at) as oldest from (
+      union all
+      select n.queue, n.kind, n.priority from groups p
+      cross join lateral (
+        (select j.queue, j.kind, j.priority from public.jobs j
+          where j.status = 'pending' and j.queue = p.queue and j.kind = p.kind and j.priority < p.priority
+          order by j.priority desc limit 1)
+        union all
+        (select j.queue, j.kind, j.priority from public.jobs j
+          where j.status = 'pending' and j.queue = p.queue and j.kind > p.kind
+          order by j.kind, j.priority desc limit 1)
+        union all
+        (select j.queue, j.kind, j.priority from public.jobs j
+          where j.status = 'pending' and j.queue > p.queue
+          order by j.queue, j.kind, j.priority desc limit 1)
+        limit 1
+      ) n
+    )
+    select x.queue, x.kind, x.priority from groups x limit 2000
+  loop
+    if g.queue is distinct from last then
+      last := g.queue;
+      due_left := most;
+      later_left := most;
+      waiting_left := most;
+    end if;
+    queue := g.queue;
+    kind := g.kind;
+    select min(x.run_at), count(*), count(*) filter (where x.run_at < pending_groups.moment - interval '5 minutes')
+    into oldest, due, long_due
+    from (
       select j.run_at from public.jobs j
       where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority
         and j.run_at <= pending_groups.moment
-      order by j.run_at limit 1
-    ) x
-  ) o
-  cross join lateral (
-    select count(*) as n from (
+      order by j.run_at limit greatest(due_left, 1)
+    ) x;
+    select count(*) into scheduled from (
       select from public.jobs j
       where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority
-        and j.run_at <= pending_groups.moment
-      limit 10000
-    ) x
-  ) d
-  cross join lateral (
-    select count(*) as n from (
+        and j.run_at > pending_groups.moment and j.run_at < never
+      limit greatest(later_left, 0)
+    ) x;
+    select count(*) into waiting from (
       select from public.jobs j
-      where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority
-        and j.run_at < pending_groups.moment - interval '5 minutes'
-      limit 10000
-    ) x
-  ) l
-  cross join lateral (
-    select count(*) as n from (
-      select from public.jobs j
-      where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority
-        and j.run_at > pending_groups.moment and j.run_at < processor.never()
-      limit 10000
-    ) x
-  ) s
-  cross join lateral (
-    select count(*) as n from (
-      select from public.jobs j
-      where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority
-        and j.run_at = processor.never()
-      limit 10000
-    ) x
-  ) w
-  group by 1, 2
+      where j.status = 'pending' and j.queue = g.queue and j.kind = g.kind and j.priority = g.priority and j.run_at = never
+      limit greatest(waiting_left, 0)
+    ) x;
+    due_left := due_left - due;
+    later_left := later_left - scheduled;
+    waiting_left := waiting_left - waiting;
+    return next;
+  end loop;
+end
 $$;
 comment on function processor.pending_groups(timestamptz) is
-  'What is pending by queue and kind, however much that is: each figure is counted up to 10,000, in at most 2,000 groups of a priority.';
+  'What is pending by queue, kind and priority, however much that is: of a queue each figure is counted up to 10,000, in at most 2,000 '
+  'groups in all. The oldest of each group is always found.';
 
 create or replace function processor.queue_figures(moment timestamptz)
 returns jsonb
