@@ -116,6 +116,46 @@ class SchedulesAnswer(_Wire):
     next_at: datetime | None
 
 
+class QueueFigures(_Wire):
+    """A queue in the answer to read_metrics."""
+
+    queue: str
+    paused: bool
+    due: int
+    scheduled: int
+    waiting: int
+    processing: int
+    oldest_seconds: float
+
+
+class CreatedJobs(_Wire):
+    """How many jobs of a queue and kind were ever created."""
+
+    queue: str
+    kind: str
+    total: int
+
+
+class DatabaseFigures(_Wire):
+    """What read_metrics tells of the whole database; ``seconds`` is what that took there."""
+
+    queues: tuple[QueueFigures, ...]
+    stuck: dict[str, int]
+    workers: dict[str, int]
+    polling: int
+    created: tuple[CreatedJobs, ...]
+    credits: dict[str, int]
+    credit_faults: int | None
+    seconds: float
+
+
+class MetricsAnswer(_Wire):
+    """The answer to read_metrics; without figures: another worker reads them."""
+
+    figures: DatabaseFigures | None
+    again_in_seconds: float
+
+
 class SpawnedJob(_Wire):
     """A child that was made, or was there already."""
 

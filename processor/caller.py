@@ -6,6 +6,7 @@ API refuses becomes the error of :mod:`processor.errors` that says so.
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from tenacity import (
 )
 
 from processor.errors import ApiError, ApiUnreachable
+from processor.observer import NOBODY, Observer
 from processor.refusal import refused
 from processor.transport import Answer, Transport
 
@@ -34,14 +36,24 @@ log = structlog.get_logger("processor.rpc")
 class Caller:
     """A connection to one project, with the rights of ``key``.
 
-    ``patience`` is how long, in seconds, a call is repeated while the API cannot be reached.
+    ``patience`` is how long, in seconds, a call is repeated while the API cannot be reached;
+    ``observer`` hears of every request.
     """
 
-    def __init__(self, url: str, key: str, *, api_key: str | None = None, patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        api_key: str | None = None,
+        patience: float = 10.0,
+        observer: Observer = NOBODY,
+    ) -> None:
         self.url = url
         self.calls: Counter[str] = Counter()
         """Requests sent so far, by function."""
         self._patience = patience
+        self._observer = observer
         self._api_key = api_key if api_key != key else None
         # a project may expose another schema first
         public = {"Content-Profile": "public", "Accept-Profile": "public"}
@@ -116,6 +128,19 @@ class Caller:
         self, name: str, send: Callable[[], Awaitable[Answer]], shape: TypeAdapter[Any] | None
     ) -> Any:
         self.calls[name] += 1
+        began = time.monotonic()
+        try:
+            answer = await self._answered(name, send, shape)
+        except ApiError as error:
+            result = "unreachable" if isinstance(error, ApiUnreachable) else "refused"
+            self._observer.api_called(name, result, time.monotonic() - began)
+            raise
+        self._observer.api_called(name, "ok", time.monotonic() - began)
+        return answer
+
+    async def _answered(
+        self, name: str, send: Callable[[], Awaitable[Answer]], shape: TypeAdapter[Any] | None
+    ) -> Any:
         answer = await send()
         if not answer.is_success:
             refused(self.url, name, answer)

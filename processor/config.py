@@ -142,6 +142,10 @@ class Settings(BaseModel):
     """Address of /healthz and /readyz, and of what else is switched on."""
     http_port: int | None = Field(None, ge=0, le=65535)
     """Port of /healthz and /readyz; unset: off, 0: any free one."""
+    metrics: bool = True
+    """Whether /metrics is served there, for Prometheus."""
+    traces: bool = False
+    """Whether attempts become spans of OpenTelemetry; the ``OTEL_*`` variables say where they go."""
     http_jobs: bool = False
     """Whether signed-in users can watch their jobs there: /jobs/{id} and /jobs/{id}/events."""
     http_streams: int = Field(100, ge=1, le=10000)

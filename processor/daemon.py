@@ -23,6 +23,8 @@ from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
+from processor.metrics import measure
+from processor.observer import NOBODY
 from processor.redact import remember
 from processor.reload import Reloader
 from processor.replay import Replay
@@ -34,6 +36,7 @@ from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
+from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
 
@@ -63,7 +66,10 @@ class Daemon:
         self._work = assign(app, settings.queues)
         self._credential = Credential(self._read_key)
         key = self._credential.token
-        self.rpc = Rpc(settings.url, key, api_key=settings.api_key)
+        self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
+        observer = self._metrics or NOBODY
+        self._tracing = tracing(wanted=settings.traces)
+        self.rpc = Rpc(settings.url, key, api_key=settings.api_key, observer=observer)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
             settings.url,
@@ -79,12 +85,18 @@ class Daemon:
                 health_interval=settings.health_seconds,
                 probe_interval=settings.probe_seconds,
             ),
+            observer=observer,
         )
         # hidden before it is shown to anybody
         for follow in (_hide, self.rpc.set_key, self._client.set_key, self._feed.set_key):
             self._credential.on_change(follow)
         self._worker = Worker(
-            self.rpc, self.id, queues=self._work.queues, slots=settings.slots, on_unknown=self._register
+            self.rpc,
+            self.id,
+            queues=self._work.queues,
+            slots=settings.slots,
+            on_unknown=self._register,
+            observer=observer,
         )
         spool = None
         if settings.spool_dir is not None:
@@ -95,14 +107,16 @@ class Daemon:
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
-        hold = Hold()
+        hold = self._hold = Hold()
         self._background = Background()
         self._resources = Resources(
             app.resources_of(self._work.kinds),
             lambda name, error: self._background.mourn(f"resource {name}", error),
         )
         shared = self._resources.values
-        self._executor = Executor(app, settings, self._settler, self._reporter, self._client, hold, shared)
+        self._executor = Executor(
+            app, settings, self._settler, self._reporter, self._client, hold, shared, observer, self._tracing
+        )
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
         self._lease = Lease(
@@ -158,6 +172,7 @@ class Daemon:
                 healthy=self._healthy,
                 ready=self._ready,
                 on_end=self._background.ended,
+                exposition=None if self._metrics is None else self._metrics.exposition,
             )
             log.info("daemon.listening", url=await self._web.start())
         if not await self._unless_stopped("resources", self._resources.start()):
@@ -177,6 +192,11 @@ class Daemon:
             ("reload", self._reloader.run()),
         ):
             self._background.start(name, part)
+        if self._metrics is not None:
+            self._metrics.watch(
+                self._worker, self._settler, self._hold, lambda: not any(self._ready().values())
+            )
+            self._background.start("metrics", self._metrics.run())
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
@@ -249,6 +269,7 @@ class Daemon:
         if self._web is not None:
             await self._web.stop()
         await self._executor.close()
+        await self._tracing.aclose()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:

@@ -10,6 +10,7 @@ from processor.errors import ErrorCode, JobError
 from processor.hold import Hold
 from processor.job import Failure, ItemOutcome, Job, NewChild, OnChildFailure, Step
 from processor.jsonb import to_text
+from processor.observer import Observer
 from processor.report import Reporter
 from processor.retry import Classifier
 from processor.run import Run, Stop
@@ -30,6 +31,7 @@ class RunDesk:
         settler: Settler,
         reporter: Reporter,
         client: ApplicationClient,
+        observer: Observer,
     ) -> None:
         self._run = run
         self._hold = hold
@@ -37,6 +39,7 @@ class RunDesk:
         self._settler = settler
         self._reporter = reporter
         self._client = client
+        self._observer = observer
 
     @property
     def stopping(self) -> bool:
@@ -88,13 +91,16 @@ class RunDesk:
             self._run.log.error("item.refused", item=outcome.key, error=settled.error)
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
             await self._settler.item(self._run.attempt, ItemOutcome(outcome.key, failure=failure))
+            self._observer.item_ended(job.queue, job.kind, "failed")
             return failure
         if settled.stale:
             self._run.stop(Stop.LOST)
             return Failure(ErrorCode.LEASE_LOST, "another worker has the job", retryable=True)
         if outcome.failure is None:
+            self._observer.item_ended(job.queue, job.kind, "completed")
             self._run.log.debug("item.finished", item=outcome.key, status="completed")
         else:
+            self._observer.item_ended(job.queue, job.kind, "failed")
             self._run.note_delay(outcome.failure)
             self._run.log.info(
                 "item.finished", item=outcome.key, status="failed", error_code=outcome.failure.code

@@ -34,11 +34,16 @@ from processor.job import (
 )
 from processor.jsonb import to_jsonb, to_text
 from processor.middleware import around
+from processor.observer import NOBODY, Observer
 from processor.report import Reporter
 from processor.retry import problems
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable
+from processor.tracing import NOT_TRACED, Tracing
+
+_AGAIN = {OutcomeKind.SNOOZE: "snoozed", OutcomeKind.WAIT: "waiting"}
+"""Why a job runs again, if not because it is to be tried again."""
 
 log = structlog.get_logger("processor.job")
 
@@ -55,6 +60,8 @@ class Executor:
         client: ApplicationClient,
         hold: Hold,
         resources: Mapping[str, Any],
+        observer: Observer = NOBODY,
+        tracing: Tracing = NOT_TRACED,
     ) -> None:
         for handler in app.handlers.values():
             if handler.sort is Sort.PROCESS:
@@ -66,6 +73,8 @@ class Executor:
         self._reporter = reporter
         self._client = client
         self._hold = hold
+        self._observer = observer
+        self._tracing = tracing
         self._processes = Processes(
             settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
         )
@@ -81,18 +90,21 @@ class Executor:
 
     async def run(self, run: Run) -> None:
         """Take one claimed job to the end of its attempt."""
+        with self._tracing.attempt(run.job, run.queued_ms / 1000):
+            await self._attempt(run)
+
+    async def _attempt(self, run: Run) -> None:
         try:
-            outcome = await self._work(run)
+            with self._tracing.step("handle"):
+                outcome = await self._work(run)
         except Exception as error:
             # the application's own code failed beside its handler, in a validator or a rule for errors:
             # it must cost an attempt, or the job would come back for ever
             run.log.exception("job.crashed")
             outcome = _crashed(error)
         run.settling = True
-        if outcome is None:
-            await self._give_up(run)
-        else:
-            await self._settle(run, outcome)
+        with self._tracing.step("settle"):
+            await (self._give_up(run) if outcome is None else self._settle(run, outcome))
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -102,7 +114,15 @@ class Executor:
         if outcome is not None or run.stopped_for is not None:
             return outcome
         handler = self._app.handlers[run.job.kind]
-        desk = RunDesk(run, self._hold, self._app.classifier, self._settler, self._reporter, self._client)
+        desk = RunDesk(
+            run,
+            self._hold,
+            self._app.classifier,
+            self._settler,
+            self._reporter,
+            self._client,
+            self._observer,
+        )
         try:
             brief = self._check(run, handler)
         except ValidationError as error:
@@ -209,6 +229,7 @@ class Executor:
             if settled.error is not None:
                 # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
                 run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
+                self._tell(run, "unsettled")
                 return
         self._report(run, outcome, settled)
 
@@ -217,9 +238,11 @@ class Executor:
         if run.stopped_for is Stop.LOST:
             await self._reporter.close(run.job)
             run.log.warning("job.lost", ran_ms=run_ms(run))
+            self._tell(run, "lost")
             return
         settled = await self._settler.release(run.attempt, after=self._reporter.close(run.job))
         run.log.info("job.released", ran_ms=run_ms(run), stale=settled.stale)
+        self._tell(run, "stale" if settled.stale else "released")
 
     def _report(self, run: Run, outcome: Outcome, settled: Settled) -> None:
         """Say how it ended."""
@@ -230,8 +253,18 @@ class Executor:
             fields["run_at"] = settled.run_at.isoformat()
         if settled.stale:
             run.log.warning("job.stale", **fields)
+            self._tell(run, "stale")
         else:
             run.log.info("job.finished", **fields)
+            failure = None if outcome.kind is OutcomeKind.CANCELLED else outcome.failure
+            code = None if failure is None else failure.code
+            ended = settled.status if settled.status not in {None, "pending"} else None
+            self._tell(run, ended or _AGAIN.get(outcome.kind, "retried"), code)
+
+    def _tell(self, run: Run, outcome: str, code: str | None = None) -> None:
+        """Have it counted, and traced."""
+        self._tracing.ended(outcome, code)
+        self._observer.job_ended(run.job.queue, run.job.kind, outcome, time.monotonic() - run.began, code)
 
     # -- helpers ----------------------------------------------------------------------------------
 

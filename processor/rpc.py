@@ -13,6 +13,7 @@ from processor.answers import (
     Claim,
     Heartbeat,
     ItemsAnswer,
+    MetricsAnswer,
     ProgressAnswer,
     Registration,
     SchedulesAnswer,
@@ -41,6 +42,7 @@ _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
 _SPAWNED = TypeAdapter(Spawned)
+_METRICS = TypeAdapter(MetricsAnswer)
 
 
 class Rpc(Caller):
@@ -139,6 +141,11 @@ class Rpc(Caller):
     async def expire_credits(self, batch: int) -> int:
         """Take up to ``batch`` lots of credits whose time is over out of their accounts; return how many."""
         return _parse(_COUNT, "expire_credits", await self._call("expire_credits", {"batch": batch}))
+
+    async def read_metrics(self, worker_id: UUID) -> MetricsAnswer:
+        """Read figures of the whole database, if no other worker does; once: somebody waits for the page."""
+        answer = await self._call("read_metrics", {"worker_id": str(worker_id)}, patience=0)
+        return _parse(_METRICS, "read_metrics", answer)
 
     async def spawn_jobs(
         self,

@@ -13,6 +13,7 @@ import structlog
 from processor.answers import Attempt, Claim
 from processor.errors import ApiError, WorkerUnknown
 from processor.executor import Executor
+from processor.observer import NOBODY, Observer
 from processor.rpc import Rpc
 from processor.run import Run, Stop, queued_ms
 
@@ -36,7 +37,8 @@ class _Request:
 class Worker:
     """Claims jobs into free slots and runs them.
 
-    ``on_unknown`` is awaited when the server has forgotten this worker: it registers it again.
+    ``on_unknown`` is awaited when the server has forgotten this worker: it registers it again;
+    ``observer`` hears of claims.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Worker:
         queues: Sequence[str],
         slots: int,
         on_unknown: Callable[[], Awaitable[None]],
+        observer: Observer = NOBODY,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
         self._queues = queues
         self._slots = slots
         self._on_unknown = on_unknown
+        self._observer = observer
         self._executor: Executor | None = None
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,6 +77,11 @@ class Worker:
     def employ(self, executor: Executor) -> None:
         """Give it the executor, which needs a settler, which needs this worker."""
         self._executor = executor
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at most at the same time."""
+        return self._slots
 
     @property
     def running(self) -> tuple[Attempt, ...]:
@@ -219,6 +228,7 @@ class Worker:
         self._claimed_at = received
         self.looked = True
         self._note_due(claim, sent, received)
+        self._observer.claim_answered(frozenset(sources), len(claim.jobs))
         if len(claim.jobs) >= request.limit:
             self._sources.add("next")
         source = next((name for name in _SOURCES if name in sources), "sweep")
@@ -240,6 +250,7 @@ class Worker:
         if self._executor is None:
             raise RuntimeError("employ() an executor before claiming")
         self._idle.clear()
+        self._observer.job_claimed(run.job.queue, run.job.kind, run.queued_ms / 1000)
         if self._pauses:  # the reason to pause came while the claim was on its way
             run.stop(Stop.RELEASE)
         task = asyncio.create_task(self._executor.run(run), name=f"job:{run.job.kind}:{run.job.id}")

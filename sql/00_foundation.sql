@@ -39,8 +39,8 @@
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits, 42 holds · 45 how a job ends
 --   50, 52 create · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items
---   72 children · 73 checkpoints · 75 finish, release · 80 operators: credits · 81 the books · 82 views · 84 functions
---   85 operators over the API · 86 retention · 87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
+--   72 children · 73 checkpoints · 75 finish, release · 80 operators: credits · 81 the books · 82 views · 83 metrics
+--   84 operators: functions · 85 over the API · 86 retention · 87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
 
 do $$
 begin
@@ -133,6 +133,18 @@ end
 $$;
 comment on function processor.uuid7() is
   'A uuid that sorts by time of creation, to the microsecond (version 7), on every supported PostgreSQL.';
+
+create or replace function processor.uuid7_ago(past interval)
+returns uuid
+language sql
+volatile
+set search_path = '', pg_temp
+as $$
+  select encode(
+    int8send((extract(epoch from clock_timestamp() - uuid7_ago.past) * 1000)::bigint << 16) || decode('0000000000000000', 'hex'),
+    'hex')::uuid
+$$;
+comment on function processor.uuid7_ago(interval) is 'The least id that processor.uuid7() made in the millisecond so long ago.';
 
 create or replace function processor.never()
 returns timestamptz

@@ -9,6 +9,7 @@ Whatever goes wrong first becomes its `Ending`; the supervisor starts the next o
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
@@ -46,6 +47,7 @@ class Incarnation:
     :param on_event: something may be claimable
     :param on_worker_row: the worker's row changed; gets the row
     :param on_echo: the worker's own heartbeat came back, so the change path works
+    :param on_probe: called with the name of a probe that came back, and how many seconds that took
     :param on_end: called once, the moment something goes wrong
     """
 
@@ -65,6 +67,7 @@ class Incarnation:
         on_worker_row: Callable[[dict[str, Any]], None],
         on_echo: Callable[[], None],
         on_end: Callable[[Ending], None],
+        on_probe: Callable[[str, float], None] = lambda _probe, _took: None,
     ) -> None:
         self._timings = timings
         self._queues = queues
@@ -73,12 +76,13 @@ class Incarnation:
         self._on_worker_row = on_worker_row
         self._on_echo = on_echo
         self._on_end = on_end
+        self._on_probe = on_probe
 
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ending] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._heard_at = self._loop.time()
-        self._echo = Echo(timings.echo_timeout, self._miss_echo)
+        self._echo = Echo(timings.echo_timeout, self._miss_echo, partial(on_probe, "echo"))
 
         self._client = Client(
             f"{url.rstrip('/')}/realtime/v1",
@@ -212,11 +216,13 @@ class Incarnation:
             return
 
         acknowledged: asyncio.Future[None] = self._loop.create_future()
+        sent = time.monotonic()  # the loop's clock stands still while a callback runs
 
         def accept(_: object) -> None:
             self._heard_at = self._loop.time()
             if not acknowledged.done():
                 acknowledged.set_result(None)
+                self._on_probe("ack", time.monotonic() - sent)
 
         def refuse(response: dict[str, Any]) -> None:
             self.end("ack_refused", json.dumps(response))

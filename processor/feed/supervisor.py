@@ -24,6 +24,7 @@ from processor.feed.ending import Ending
 from processor.feed.polling import Poller
 from processor.feed.realtime import Incarnation
 from processor.feed.timings import FeedTimings
+from processor.observer import NOBODY, Observer
 
 log = structlog.get_logger("processor.feed")
 
@@ -62,6 +63,7 @@ class Feed:
     :param transport: how to hear of jobs: `postgres_changes`, `broadcast` (the worker must be registered with
         it, or nothing is sent), or `polling`, which never connects
     :param timings: every duration, in seconds
+    :param observer: hears of connections, modes, wake-ups and probes
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Feed:
         queues: Collection[str] | None = None,
         transport: Transport = "postgres_changes",
         timings: FeedTimings | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
         self._url = url
         self._key = key
@@ -86,6 +89,7 @@ class Feed:
         self._queues = None if queues is None else frozenset(queues)
         self._transport = transport
         self._timings = timings or FeedTimings()
+        self._observer = observer
 
         self._mode: Mode = "polling"
         self._since = datetime.now(UTC)
@@ -185,6 +189,7 @@ class Feed:
     async def _live(self, number: int) -> Ending:
         """Live one incarnation to its end, judging it on the way."""
         self._incarnations = number
+        self._observer.connection_begun()
         incarnation = self._incarnation = Incarnation(
             self._url,
             self._key,
@@ -199,6 +204,7 @@ class Feed:
             on_worker_row=self._on_worker_row,
             on_echo=self._on_echo,
             on_end=self._on_end,
+            on_probe=self._observer.probe_answered,
         )
         life = asyncio.create_task(incarnation.run(), name=f"feed-incarnation-{number}")
         try:
@@ -247,6 +253,7 @@ class Feed:
 
     def _on_end(self, ending: Ending) -> None:
         self._last_ending = ending
+        self._observer.connection_ended(ending.cause)
         if ending.cause == "echo_timeout":
             self._change_path_trusted = False
         if self._supervisor is not None:  # stopping is no change of mode
@@ -257,6 +264,7 @@ class Feed:
             return
         self._mode = mode
         self._since = datetime.now(UTC)
+        self._observer.mode_changed(mode)
         log.log(
             logging.WARNING if mode == "polling" else logging.INFO,
             "feed.mode",
@@ -275,6 +283,7 @@ class Feed:
                 log.exception("feed.callback_failed", callback="on_mode")
 
     def _wake(self, reason: Wake) -> None:
+        self._observer.woken(reason)
         try:
             self._wake_worker(reason)
         except Exception:

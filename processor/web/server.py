@@ -1,4 +1,4 @@
-"""The daemon's HTTP server: health always, jobs and the panel where they are switched on."""
+"""The daemon's HTTP server: health always, metrics, jobs and the panel where they are switched on."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 
 from processor.config import Settings
 from processor.errors import ConfigError
-from processor.web import health
+from processor.web import health, metrics
 from processor.web.jobs import Jobs
 from processor.web.panel import Panel
 
@@ -20,7 +20,7 @@ class WebServer:
     """What this process shows over HTTP; between :meth:`start` and :meth:`stop` it listens.
 
     An answer at all shows that the event loop is alive; ``healthy`` and ``ready`` say the rest.
-    ``on_end`` hears of a server that ended without :meth:`stop`.
+    ``on_end`` hears of a server that ended without :meth:`stop`; ``exposition`` is what ``/metrics`` shows.
     """
 
     def __init__(
@@ -30,12 +30,15 @@ class WebServer:
         healthy: health.Checks,
         ready: health.Checks,
         on_end: Callable[[asyncio.Task[None]], None],
+        exposition: metrics.Exposition | None = None,
     ) -> None:
         self._on_end = on_end
         self._host = settings.http_host
         self._port = settings.http_port or 0
         self._jobs: Jobs | None = None
         routes: list[BaseRoute] = health.routes(healthy, ready)
+        if exposition is not None:
+            routes += metrics.routes(exposition)
         key = "" if settings.anon_key is None else settings.anon_key.get_secret_value()
         if settings.http_jobs:
             self._jobs = Jobs(settings.url, key, streams=settings.http_streams)
