@@ -98,6 +98,14 @@ async def test_the_recipe(kitchen, title):
     assert await kitchen.faults() == []
 
 
+@recipe("Is anything wrong?")
+async def _(k, project):
+    assert await k.cook() == []
+    await project.call("drain_worker", worker="web-1")
+    [row] = await k.cook()
+    assert (row["alert"], row["severity"]) == ("ProcessorNoLiveWorker", "critical")
+
+
 @recipe("How are the queues?")
 async def _(k, project):
     [row] = await k.cook()

@@ -47,6 +47,7 @@ WORKER_FUNCTIONS = {
     "run_due_schedules",
     "expire_credits",
     "check_installation",
+    "read_alerts",
     "read_metrics",
 }
 OURS = "('public', 'processor')"
