@@ -8,6 +8,7 @@ import fcntl
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (inventory.InventoryError, OSError) as error:
         sys.stderr.write(f"deploy: {error}\n")
         return _USAGE
-    roll = rollout.Rollout(
-        fleet, archive, options.wheel and options.wheel.name, _tell, options.all_or_nothing
-    )
-    with _alone(options.inventory) as alone:
+    with _alone(options.inventory) as alone, tempfile.TemporaryDirectory(prefix="deploy-") as sockets:
         if not alone:
             sys.stderr.write(f"deploy: another deployment with {options.inventory} is under way\n")
             return _USAGE
+        wheel = options.wheel and options.wheel.name
+        roll = rollout.Rollout(fleet, archive, wheel, Path(sockets), _tell, options.all_or_nothing)
         good = asyncio.run(_carry_out(roll, dry_run=options.dry_run))
     reports = list(roll.reports.values())
     if options.json:
@@ -48,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _carry_out(roll: rollout.Rollout, *, dry_run: bool) -> bool:
-    if dry_run:
-        return await roll.check()
+    try:
+        return await (roll.check() if dry_run else _heed_signals(roll))
+    finally:
+        await roll.close()
+
+
+async def _heed_signals(roll: rollout.Rollout) -> bool:
     doing = asyncio.create_task(roll.run(), name="rollout")
     loop = asyncio.get_running_loop()
     heard: list[signal.Signals] = []

@@ -20,6 +20,7 @@ _PAUSE_SECONDS = 1.0
 _BROUGHT = ("scripts/install-service", "constraints.txt")
 """What is brought beside the wheel and the units: files of this tree."""
 _NEEDED = ("bash", "tar", "systemctl", "python3")
+_VERSION = "readlink /opt/supabase-job-processor/current || true"
 _CHECK = """
 for tool in "$@"; do
   command -v "$tool" >/dev/null || { echo "there is no $tool" >&2; exit 1; }
@@ -75,10 +76,10 @@ class Look:
 class Machine:
     """One machine of the inventory, and what was brought there."""
 
-    def __init__(self, host: Host, inventory: Inventory) -> None:
+    def __init__(self, host: Host, inventory: Inventory, sockets: Path) -> None:
         self.host = host
         self._inventory = inventory
-        self._remote = Remote(host, inventory)
+        self._remote = Remote(host, inventory, sockets)
         self._place: str | None = None
 
     async def check(self) -> str:
@@ -104,13 +105,13 @@ class Machine:
         self._place = said.strip()
 
     async def install(self, wheel: str) -> str:
-        """Upgrade the daemons, each of which drains first; return the installer's last line.
+        """Install or upgrade the daemons, each of which drains first; return the installer's last line.
 
         Raises:
             StepError: the installer said no, or did not end in time.
 
         """
-        return await self._installer("install", ["--wheel", f"{self._place}/{wheel}", "--upgrade"])
+        return await self._installer("install", ["--wheel", f"{self._place}/{wheel}"])
 
     async def go_back(self) -> str:
         """Start the version that was there before; return the installer's last line.
@@ -120,6 +121,15 @@ class Machine:
 
         """
         return await self._installer("rollback", ["--rollback"])
+
+    async def version(self) -> str:
+        """Return where the version is that is installed: another place for each installation; empty: none.
+
+        Raises:
+            StepError: it cannot be reached.
+
+        """
+        return (await self._remote.run("look", ["sh", "-c", _VERSION], seconds=_LOOK_SECONDS)).strip()
 
     async def judge(self, seconds: float) -> None:
         """Wait until the daemons are healthy, and see that they stay so for ``seconds``.
@@ -155,11 +165,22 @@ class Machine:
             )
             self._place = None
 
+    async def close(self) -> None:
+        """Let its connection go."""
+        await self._remote.close()
+
     async def _installer(self, what: str, arguments: list[str]) -> str:
         named = [part for name in self.host.instances for part in ("--instance", name)]
         said = await self._remote.run(
             what,
-            ["bash", f"{self._place}/scripts/install-service", *arguments, *named],
+            [
+                "sh",
+                "-c",
+                'exec bash "$0" "$@" 2>&1',
+                f"{self._place}/scripts/install-service",
+                *arguments,
+                *named,
+            ],
             seconds=self._inventory.install_seconds,
             root=True,
         )

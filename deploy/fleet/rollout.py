@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from deploy.fleet.host import Machine
 from deploy.fleet.inventory import Host, Inventory
@@ -23,11 +24,13 @@ class State(StrEnum):
     REFUSED = "refused"
     UPGRADED = "upgraded"
     WENT_BACK = "went back"
+    UNCHANGED = "failed, unchanged"
     FAILED = "failed, went back"
     BROKEN = "BROKEN"
 
 
 GOOD = {State.UPGRADED, State.WENT_BACK}
+BAD = {State.UNCHANGED, State.FAILED, State.BROKEN}
 
 
 @dataclass(slots=True)
@@ -53,6 +56,8 @@ class Rollout:
     """What is brought to each machine."""
     wheel: str | None
     """Name of the wheel in the archive; None: every machine goes back to its previous version."""
+    sockets: Path
+    """An empty directory that only we can enter."""
     tell: Tell
     all_or_nothing: bool = False
     """Whether machines that are upgraded already go back too when another one fails."""
@@ -65,7 +70,7 @@ class Rollout:
         canaries = {host.name for host in self.inventory.canaries}
         hosts = self.inventory.hosts
         self.reports = {host.name: Report(host, host.name in canaries) for host in hosts}
-        self._machines = {host.name: Machine(host, self.inventory) for host in hosts}
+        self._machines = {host.name: Machine(host, self.inventory, self.sockets) for host in hosts}
 
     def stop(self) -> None:
         """Begin with no further machine; those that are under way come to their end."""
@@ -99,14 +104,20 @@ class Rollout:
         try:
             for wave in (canaries, others):
                 await self._each(wave, self._change)
-            if self.all_or_nothing and any(
-                r.state in {State.FAILED, State.BROKEN} for r in self.reports.values()
-            ):
+            if self.all_or_nothing and any(r.state in BAD for r in self.reports.values()):
                 done = [name for name, report in self.reports.items() if report.state is State.UPGRADED]
                 await self._each(done, self._follow_back)
         finally:
             await self._each(self.reports, self._clean)
         return all(report.state in GOOD for report in self.reports.values())
+
+    async def close(self) -> None:
+        """Let all connections go."""
+
+        async def let_go(name: str) -> None:
+            await self._machines[name].close()
+
+        await self._each(self.reports, let_go)
 
     async def _each(self, names: Iterable[str], do: Callable[[str], object]) -> None:
         """Do something with machines, so many at the same time as the inventory says."""
@@ -124,34 +135,38 @@ class Rollout:
         if self._stopped:
             return
         report, machine, began = self.reports[name], self._machines[name], time.monotonic()
-        changed = False
+        before: str | None = None
         try:
             await machine.bring(self.archive)
-            changed = True
-            if self.wheel is None:
-                self.tell(name, "goes back")
-                report.said = await machine.go_back()
-            else:
-                self.tell(name, "is upgraded")
-                report.said = await machine.install(self.wheel)
+            before = await machine.version()
+            self.tell(name, "goes back" if self.wheel is None else "is upgraded")
+            report.said = await (machine.go_back() if self.wheel is None else machine.install(self.wheel))
             await machine.judge(self._watch(report))
             report.state = State.UPGRADED if self.wheel is not None else State.WENT_BACK
             self.tell(name, f"{report.state}: {report.said}")
         except StepError as error:
             self.stop()
-            report.said = str(error)
-            self.tell(name, f"failed: {error}")
-            if changed:
-                await self._rescue(report, machine)
+            report.said = f"{error} (after: {report.said})" if report.said else str(error)
+            self.tell(name, f"failed: {report.said}")
+            await self._rescue(report, machine, before)
         finally:
             report.seconds = time.monotonic() - began
 
-    async def _rescue(self, report: Report, machine: Machine) -> None:
-        """Bring the previous version back after a failure."""
+    async def _rescue(self, report: Report, machine: Machine, before: str | None) -> None:
+        """Bring the previous version back after a failure, unless the installer left the old one in place.
+
+        It is asked again, because a connection that broke says nothing; and to go back from a version that
+        was never left would end with the one before it.
+        """
         report.state = State.BROKEN
-        if self.wheel is None:  # there is nothing else to go back to
-            return
-        await self._back(report, machine, State.FAILED)
+        try:
+            if before is None or await machine.version() == before:
+                report.state = State.UNCHANGED
+            elif self.wheel is not None:
+                await self._back(report, machine, State.FAILED)
+        except StepError as error:
+            report.said = f"{report.said}; what it has now is not known: {error}"
+            self.tell(report.host.name, f"BROKEN: {error}")
 
     async def _follow_back(self, name: str) -> None:
         report = self.reports[name]

@@ -7,6 +7,7 @@ import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.fleet.inventory import Host, Inventory
 
@@ -24,10 +25,12 @@ class StepError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A machine to run commands on; holds no connection between them."""
+    """A machine to run commands on, which share a connection: ssh keeps it for a while."""
 
     host: Host
     inventory: Inventory
+    sockets: Path
+    """A directory of our own, where ssh finds the connections that are open."""
 
     async def run(
         self, what: str, command: Sequence[str], *, seconds: float, root: bool = False, stdin: bytes = b""
@@ -70,6 +73,19 @@ class Remote:
             raise StepError(f"{what}: {_reason(process.returncode, err or out)}")
         return out.decode(errors="replace")
 
+    async def close(self) -> None:
+        """End the connection, if there is one."""
+        command = self._command()
+        process = await asyncio.create_subprocess_exec(
+            *command[:-2],
+            *("-O", "exit"),
+            *command[-2:],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await process.wait()
+
     def _command(self) -> list[str]:
         options = {
             "BatchMode": "yes",
@@ -81,6 +97,9 @@ class Remote:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "ForwardAgent": "no",
+            "ControlMaster": "auto",
+            "ControlPath": f"{self.sockets}/%C",
+            "ControlPersist": "60",
             "LogLevel": "ERROR",
         }
         command = ["ssh", "-T", *(part for pair in options.items() for part in ("-o", "=".join(pair)))]

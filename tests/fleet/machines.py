@@ -1,4 +1,4 @@
-"""Machines to deploy to: real sshds on loopback, with keys of their own; what they run on is a directory each.
+"""Machines to deploy to: real sshds on loopback with keys of their own, each in front of a directory.
 
 systemd, sudo and the installer are stand-ins with the interface of the real ones (``stand_in/``).
 """
@@ -61,8 +61,7 @@ class Machine:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
+                return socket.create_connection(("127.0.0.1", self.port), 1).close()
             except OSError:
                 assert self._sshd.poll() is None, (self.place / "sshd.log").read_text()
                 assert time.monotonic() < deadline, "sshd does not listen"
