@@ -159,6 +159,7 @@ class Fleet:
             "install_seconds": 60,
         }
         self.tables: dict[str, dict[str, Any]] = {}
+        self._begun: list[subprocess.Popen[str]] = []
 
     def add(self, name: str, version: str | None = "1", **table: Any) -> Machine:
         machine = Machine(name, self.directory, self.tree, self.user_key)
@@ -195,7 +196,7 @@ class Fleet:
 
     def begin(self, *arguments: str | Path) -> subprocess.Popen[str]:
         command = [self.tree / "scripts" / "deploy", self.inventory(), *arguments]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=self.directory,
             env={**os.environ, "HOME": str(self.directory)},
@@ -204,6 +205,8 @@ class Fleet:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._begun.append(process)
+        return process
 
     def deploy(self, *arguments: str | Path) -> Deployment:
         process = self.begin("--json", *arguments)
@@ -214,6 +217,10 @@ class Fleet:
         return {name: machine.version for name, machine in self.machines.items()}
 
     def close(self) -> None:
+        for process in self._begun:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
         for machine in self.machines.values():
             machine.close()
 

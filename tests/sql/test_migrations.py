@@ -155,3 +155,20 @@ async def test_jobs_of_version_2_go_on_where_they_were(old):
     copied = "select name from public.job_checkpoints where job_id = $1"
     assert await project.sql(copied, UUID(again["id"])) == "fetch"
     assert await project.faults() == []
+
+
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+async def test_a_worker_of_an_older_version_works_on_but_is_refused_when_it_starts_anew(version, old):
+    database = await old(version)
+    [project] = database.projects
+    told = {"id": str(uuid4()), "slots": 1, "lease_seconds": 90, "queues": [], "kinds": []}
+    told["schema_version"] = version
+    await project.call("register_worker", worker=told)
+    await schema.apply(database.dsn)
+
+    worker = Worker(project, UUID(told["id"]))
+    await project.create("render", queue="default", tags=["after"])
+    job = next(job for job in await worker.claim(100) if job["tags"] == ["after"])
+    assert (await worker.finish(job))["status"] == "completed"
+    with pytest.raises(SQL["JQ013"], match=f"this worker needs {version}"):
+        await project.call("register_worker", worker=told)
