@@ -168,10 +168,10 @@ def test_instances_are_named_to_the_installer_and_judged_one_by_one(fleet: Fleet
     assert done.code == 0, done.err
     assert (machine.place / "instances").read_text() == "a b\n"
     assert done.hosts["one"]["units"] == ["processor@a.service", "processor@b.service"]
-    failed = fleet.deploy("--wheel", fleet.wheel("3", "dies"))
-    assert (
-        "processor@a.service is failed (failed); processor@b.service is failed" in failed.hosts["one"]["said"]
-    )
+    failed = fleet.deploy("--wheel", fleet.wheel("3", "starts"))
+    assert "processor@a.service is activating (start); processor@b" in failed.hosts["one"]["said"]
+    assert (machine.place / "instances").read_text() == "a b\n"
+    assert failed.states() == {"one": "failed, went back"}
 
 
 def test_the_first_ctrl_c_ends_with_the_machine_that_is_under_way(three: Fleet) -> None:
