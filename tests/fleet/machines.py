@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Machine:
             PasswordAuthentication no
             KbdInteractiveAuthentication no
             PermitRootLogin yes
-            SetEnv MACHINE={self.place} PATH={HERE / "stand_in"}:/usr/local/bin:/usr/bin:/bin
+            SetEnv HOME={self.place} MACHINE={self.place} PATH={HERE / "stand_in"}:/usr/local/bin:/usr/bin:/bin
             """
         )
         self._config = config
@@ -199,7 +200,7 @@ class Fleet:
         process = subprocess.Popen(
             command,
             cwd=self.directory,
-            env={**os.environ, "HOME": str(self.directory)},
+            env={**os.environ, "HOME": str(self.directory), "PYTHON": sys.executable},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
