@@ -44,7 +44,7 @@ class Machine:
             PasswordAuthentication no
             KbdInteractiveAuthentication no
             PermitRootLogin yes
-            SetEnv HOME={self.place} MACHINE={self.place} PATH={HERE / "stand_in"}:/usr/local/bin:/usr/bin:/bin
+            SetEnv HOME={self.place} MACHINE={self.place} PATH={HERE / "stand_in"}:/usr/bin:/bin
             """
         )
         self._config = config
