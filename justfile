@@ -27,6 +27,10 @@ chaos *args:
 panel *args:
   ./scripts/panel {{args}}
 
+# a version to a fleet over ssh: just deploy inventory.toml --wheel FILE
+deploy *args:
+  ./scripts/deploy {{args}}
+
 # the main job, end to end, in the terminal
 demo:
   ./scripts/demo

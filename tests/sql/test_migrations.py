@@ -1,7 +1,7 @@
 """Every older database becomes the same as a new one, and loses nothing on the way."""
 
 import json
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -154,3 +154,20 @@ async def test_jobs_of_version_2_go_on_where_they_were(old):
     copied = "select name from public.job_checkpoints where job_id = $1"
     assert await project.sql(copied, UUID(again["id"])) == "fetch"
     assert await project.faults() == []
+
+
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+async def test_a_worker_of_an_older_version_works_on_but_is_refused_when_it_starts_anew(version, old):
+    database = await old(version)
+    [project] = database.projects
+    told = {"id": str(uuid4()), "slots": 1, "lease_seconds": 90, "schema_version": version}
+    told |= {"queues": ["new"], "kinds": [{"kind": "print", "queue": "new"}]}
+    await project.call("register_worker", worker=told)
+    await schema.apply(database.dsn)
+
+    worker = Worker(project, UUID(told["id"]))
+    await project.create("print")
+    [job] = await worker.claim(queues=["new"])
+    assert (await worker.finish(job))["status"] == "completed"
+    async with project.refused("JQ013", f"this worker needs {version}"):
+        await project.call("register_worker", worker=told)

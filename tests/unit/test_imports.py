@@ -60,6 +60,9 @@ ARROWS = {
     "signals": set(),
     "dump": {"feed", "redact", "report", "settle", "worker"},
     "reload": {"config", "errors"},
+    "alerts": set(),
+    "notify": set(),
+    "single": {"config", "errors"},
     "feed": {"errors", "observer"},
     "figures": {"answers", "errors"},
     "metrics": {
