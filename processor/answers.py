@@ -30,6 +30,14 @@ class Registration(_Wire):
     schema_version: int
 
 
+class Rescue(_Wire):
+    """The answer to rescue_jobs."""
+
+    alive: int
+    """Workers whose lease is not over; while there are any, they rescue."""
+    rescued: int
+
+
 class Heartbeat(_Wire):
     """The answer to heartbeat_worker."""
 

@@ -15,6 +15,7 @@ from processor.answers import (
     ItemsAnswer,
     ProgressAnswer,
     Registration,
+    Rescue,
     SchedulesAnswer,
     Settled,
     Spawned,
@@ -40,6 +41,7 @@ _CHECKPOINT = TypeAdapter(CheckpointAnswer)
 _SETTLED = TypeAdapter(tuple[Settled, ...])
 _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
+_RESCUE = TypeAdapter(Rescue)
 _SPAWNED = TypeAdapter(Spawned)
 
 
@@ -131,6 +133,10 @@ class Rpc(Caller):
         wire = [tick.model_dump(mode="json") for tick in ticks]
         answer = await self._call("run_due_schedules", {"worker_id": str(worker_id), "ticks": wire})
         return _parse(_SCHEDULES, "run_due_schedules", answer)
+
+    async def rescue_jobs(self, batch: int) -> Rescue:
+        """Take up to ``batch`` jobs from dead workers, if none is alive to do it."""
+        return _parse(_RESCUE, "rescue_jobs", await self._call("rescue_jobs", {"batch": batch}))
 
     async def prune_jobs(self, batch: int) -> int:
         """Delete up to ``batch`` finished jobs whose time is over; return how many."""

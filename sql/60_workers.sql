@@ -192,6 +192,30 @@ comment on function processor.rescue_jobs(int) is
   'Take jobs from workers whose lease is over: pending again, or ended if they are what workers are lost by (see jobs.crashes). '
   'Every heartbeat calls it; call it yourself when no worker is alive.';
 
+create or replace function public.rescue_jobs(batch int default 100)
+returns jsonb
+language plpgsql
+security definer -- the worker's role has no right to write tables
+set search_path = '', pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+declare
+  alive int;
+  rescued int := 0;
+begin
+  perform processor.check_range('batch', rescue_jobs.batch, 1, 1000);
+  select count(*) into alive from public.job_workers w where w.lease_expires_at >= processor.now();
+  if alive = 0 then -- the heartbeats of the living do it
+    rescued := processor.rescue_jobs(rescue_jobs.batch);
+  end if;
+  return jsonb_build_object('alive', alive, 'rescued', rescued);
+end
+$$;
+comment on function public.rescue_jobs(int) is
+  'For a timer (processor maintain), when no worker is alive: what processor.rescue_jobs() does, for at most batch jobs. While one is '
+  'alive it does nothing. Returns how many workers are alive and how many jobs it took from the dead.';
+
 create or replace function public.heartbeat_worker(worker_id uuid, running uuid[] default '{}', feed text default 'polling')
 returns jsonb
 language plpgsql

@@ -14,7 +14,7 @@ declare
   functions constant text[] := array[
     'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
     'tell_of_jobs', 'tell_of_queues', 'tell_worker',
-    'register_worker', 'heartbeat_worker', 'claim_jobs',
+    'register_worker', 'rescue_jobs', 'heartbeat_worker', 'claim_jobs',
     'report_progress', 'append_job_logs', 'save_checkpoints', 'read_checkpoint', 'finish_items', 'finish_jobs', 'release_jobs',
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
     'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
@@ -98,6 +98,7 @@ to authenticated, service_role;
 -- functions: workers
 grant execute on function
   public.register_worker(jsonb),
+  public.rescue_jobs(int),
   public.heartbeat_worker(uuid, uuid[], text),
   public.claim_jobs(uuid, uuid, text[], int),
   public.report_progress(uuid, jsonb),

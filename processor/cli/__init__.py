@@ -13,6 +13,7 @@ from processor.cli.credits import app as credits_
 from processor.cli.dev import dev
 from processor.cli.doctor import doctor
 from processor.cli.jobs import app as jobs
+from processor.cli.maintain import maintain
 from processor.cli.queues import app as queues
 from processor.cli.run import run
 from processor.cli.schedules import app as schedules
@@ -29,6 +30,7 @@ app.command()(run)
 app.command()(dev)
 app.command("config")(show)
 app.command()(doctor)
+app.command()(maintain)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queues, name="queues")
 app.add_typer(credits_, name="credits")

@@ -44,6 +44,7 @@ WORKER_FUNCTIONS = {
     "spawn_jobs",
     "deregister_worker",
     "prune_jobs",
+    "rescue_jobs",
     "run_due_schedules",
     "expire_credits",
     "check_installation",

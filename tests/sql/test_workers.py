@@ -435,3 +435,32 @@ async def test_time_cannot_be_set_by_an_api_session(database):
         assert datetime.fromisoformat(answer["now"]).year > 2000
     finally:
         await api.close()
+
+
+# rescue from outside
+
+
+async def test_a_timer_rescues_when_no_worker_is_alive_and_only_then(project, worker):
+    await project.worker(lease_seconds=600)
+    job = await project.create()
+    await worker.claim()
+    assert await project.call("rescue_jobs", by="job_processor") == {"alive": 2, "rescued": 0}
+    await project.later(seconds=300)  # its lease is over, but somebody lives whose next heartbeat sees it
+    assert await project.call("rescue_jobs", by="job_processor") == {"alive": 1, "rescued": 0}
+    assert (await project.job(job))["status"] == "processing"
+    await project.later(seconds=600)
+    assert await project.call("rescue_jobs", by="job_processor", batch=10) == {"alive": 0, "rescued": 1}
+    assert (await project.job(job))["status"] == "pending"
+    assert await project.call("rescue_jobs", by="service_role") == {"alive": 0, "rescued": 0}
+
+
+@pytest.mark.parametrize("by", ["anon", ALICE])
+async def test_clients_do_not_rescue(project, by):
+    async with project.refused("42501"):
+        await project.call("rescue_jobs", by=by)
+
+
+@pytest.mark.parametrize("batch", [0, 1001])
+async def test_a_rescue_is_of_a_sensible_size(project, batch):
+    async with project.refused("JQ006", "batch"):
+        await project.call("rescue_jobs", by="job_processor", batch=batch)
