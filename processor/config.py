@@ -153,7 +153,7 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
-    """auto: console on a terminal, json elsewhere."""
+    """auto: console on a terminal, json elsewhere; in systemd's journal with its priorities."""
 
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(())

@@ -23,6 +23,7 @@ from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
+from processor.notify import Activity, Announcer
 from processor.redact import remember
 from processor.reload import Reloader
 from processor.replay import Replay
@@ -124,6 +125,15 @@ class Daemon:
         self._draining = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._announcer = Announcer.of(
+            os.environ,
+            ready=self._ready,
+            alive=lambda: {"heartbeats": self._lease.stuck, "claims": self._worker.stuck},
+            stopping=self._stop.is_set,
+            activity=lambda: Activity(
+                self._feed.mode, len(self._worker.running), self._settings.slots, self._worker.ended
+            ),
+        )
 
     async def run(self) -> int:
         """Work until a signal or :meth:`stop`; 0 after an orderly end, 1 if a part of it died.
@@ -148,10 +158,14 @@ class Daemon:
         hint = {"hint": "press Ctrl-C again to hurry"} if reason == "SIGINT" else {}
         log.info("daemon.stopping", reason=reason, running=len(self._worker.running), **hint)
         self._stop.set()
+        if self._announcer is not None:
+            self._announcer.stop()
 
     # -- the life of a daemon ---------------------------------------------------------------------
 
     async def _start(self) -> None:
+        if self._announcer is not None:
+            self._background.start("announcer", self._announcer.run())
         if self._settings.http_port is not None:
             self._web = WebServer(
                 self._settings,

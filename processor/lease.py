@@ -27,6 +27,9 @@ _BEATS = 3
 _AFTER_A_LEASE = (0.1, 1.0)
 """Seconds after the end of another worker's lease to look whether it was renewed; a fleet spreads out."""
 
+_STUCK_SECONDS = 60.0
+"""What a heartbeat's turn may take beyond two intervals: a registration with its repetitions."""
+
 log = structlog.get_logger("processor.lease")
 
 
@@ -69,6 +72,7 @@ class Lease:
         self._inbox = 0
         self._draining = False
         self._drain_changed = asyncio.Event()
+        self._turned: float | None = None
         self.fenced = False
         """The lease is over, or about to be: nothing runs until a heartbeat succeeds."""
 
@@ -90,10 +94,21 @@ class Lease:
         ):
             self.nudge()
 
+    @property
+    def stuck(self) -> str | None:
+        """Why the heartbeat must be taken for dead, although its task is not; failing is not being dead."""
+        if self._turned is None:
+            return None  # it has not begun
+        silent = asyncio.get_running_loop().time() - self._turned
+        if silent <= 2 * self._seconds / _BEATS + _STUCK_SECONDS:
+            return None
+        return f"no heartbeat has been tried for {silent:.0f} s"
+
     async def beat_forever(self) -> None:
         """Send heartbeats until cancelled."""
         interval = self._seconds / _BEATS
         while True:
+            self._turned = asyncio.get_running_loop().time()
             pause = interval
             try:
                 async with asyncio.timeout(interval):

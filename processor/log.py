@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -24,6 +25,9 @@ _QUIET = (
     "sse_starlette",
 )
 """Libraries whose chatter shows keys or what is in jobs, or says what our own events say better."""
+
+_PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+"""How grave the journal takes a line to be: syslog's numbers."""
 
 _LINES, _LINE, _CHARACTERS = 80, 2000, 16_000
 """How much of a traceback is logged: lines, characters of a line, characters in all."""
@@ -50,7 +54,10 @@ def set_up(
     last: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_print_traceback)]
         if console
-        else [structlog.processors.ExceptionRenderer(format_traceback), _json]
+        else [
+            structlog.processors.ExceptionRenderer(format_traceback),
+            _journal if to_journal(style) else _json,
+        ]
     )
     lines = _Lines(sys.stderr)
     structlog.configure(
@@ -78,6 +85,17 @@ def for_people(style: Literal["auto", "json", "console"]) -> bool:
     return style == "console" or (style == "auto" and sys.stderr.isatty())
 
 
+def to_journal(style: Literal["auto", "json", "console"]) -> bool:
+    """Whether lines of this style go to systemd's journal, which has a clock and an idea of levels itself."""
+    if style != "auto":
+        return False
+    try:
+        stream = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or something else in its place
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+
+
 class _Lines:
     """Where our lines go, one write each. A line that cannot be written is lost, and nothing but it."""
 
@@ -99,6 +117,11 @@ _encode = json.JSONEncoder(default=str).encode
 
 def _json(_logger: Any, _name: str, event: structlog.typing.EventDict) -> str:
     return _encode(event)
+
+
+def _journal(_logger: Any, _name: str, event: structlog.typing.EventDict) -> str:
+    priority = _PRIORITIES.get(event.get("level", ""), 6)
+    return f"<{priority}>{_encode({name: event[name] for name in event if name != 'timestamp'})}"
 
 
 def _never_failing(render: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:

@@ -21,6 +21,9 @@ log = structlog.get_logger("processor.worker")
 _SOURCES = ("realtime", "polling", "sweep", "due", "finish", "next")
 """Why a claim was made, the most telling first: it is what the jobs of the claim are logged with."""
 
+_STUCK_SECONDS = 90.0
+"""A claim with all its repetitions takes a third of this, even if the API does not answer."""
+
 _AT_ONCE = 200
 """Jobs begun before others have their turn: the database works on what these came to meanwhile."""
 
@@ -64,11 +67,14 @@ class Worker:
         self._claiming = False
         self._claimed_at = -math.inf
         self._pauses: set[str] = set()
+        self._moved = -math.inf
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.looked = False
         """A claim has been answered: what was waiting when the daemon started has been seen."""
+        self.ended = 0
+        """Attempts that have ended, in whatever way."""
 
     def employ(self, executor: Executor) -> None:
         """Give it the executor, which needs a settler, which needs this worker."""
@@ -93,6 +99,15 @@ class Worker:
         return f"handlers that ignore their cancellation have every slot: {names}"
 
     @property
+    def stuck(self) -> str | None:
+        """Why the claim loop must be taken for dead, although its task is not."""
+        able = not self._pauses and self._free > 0
+        if not self._claiming and not (able and self._sources):
+            return None  # nothing to do
+        silent = asyncio.get_running_loop().time() - self._moved
+        return f"no claim has begun or ended for {silent:.0f} s" if silent > _STUCK_SECONDS else None
+
+    @property
     def _free(self) -> int:
         return self._slots - len(self._runs) - len(self._strays)
 
@@ -115,6 +130,8 @@ class Worker:
 
     def wake(self, source: str) -> None:
         """Look for work now; ``source`` says who thinks so."""
+        if not self._sources:
+            self._move()
         self._sources.add(source)
         self._changed.set()
 
@@ -142,6 +159,7 @@ class Worker:
 
     def resume(self, reason: str) -> None:
         """Take back a reason to pause."""
+        self._move()
         self._pauses.discard(reason)
         self._changed.set()
 
@@ -174,6 +192,7 @@ class Worker:
         """Claim into free slots whenever there is reason to, until cancelled."""
         while True:
             await self._until_reason()
+            self._move()
             pause = 0.0
             try:
                 try:
@@ -187,8 +206,12 @@ class Worker:
                 pause = random.uniform(0.5, 3)  # noqa: S311 - jitter
             finally:
                 self._claiming = False
+                self._move()
                 self._note_idle()
             await asyncio.sleep(pause)
+
+    def _move(self) -> None:
+        self._moved = asyncio.get_running_loop().time()
 
     async def _until_reason(self) -> None:
         loop = asyncio.get_running_loop()
@@ -250,6 +273,8 @@ class Worker:
         if self._runs.get(run.job.id) is run:
             del self._runs[run.job.id]
         self._tasks.discard(task)
+        self._move()  # a slot may be free at last
+        self.ended += 1
         if run.stray is not None and not run.stray.done():
             self._strays.add(run)
             run.stray.add_done_callback(lambda _ended: self._came_back(run))

@@ -19,6 +19,7 @@ from processor.app import Processor
 from processor.cli.config import ConfigFile
 from processor.daemon import Daemon
 from processor.errors import ApiError, ConfigError, ResourceFailed, UsageError, did_you_mean
+from processor.single import named
 
 _LEAVE_SECONDS = 3.0
 """How long a daemon that has ended may take to leave Python."""
@@ -45,7 +46,7 @@ def run(
         for warning in settings.warnings:
             structlog.get_logger("processor.cli").warning("config.warning", warning=warning)
         app = load_app(target)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with named(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_run(Daemon(app, settings, reread=read)))
     except (ConfigError, UsageError) as error:
         typer.echo(str(error), err=True)

@@ -57,6 +57,8 @@ ARROWS = {
     "signals": set(),
     "dump": {"feed", "redact", "report", "settle", "worker"},
     "reload": {"config", "errors"},
+    "notify": set(),
+    "single": {"config", "errors"},
     "feed": {"errors"},
     "web": {"config", "errors"},
     "schema": {"errors", "rpc"},
