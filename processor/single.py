@@ -20,7 +20,7 @@ from processor.errors import ConfigError
 def named(settings: Settings) -> Iterator[None]:
     """Keep the name that the settings give this daemon, if they give one, for the block.
 
-    It is one of Linux' abstract sockets, which goes with the process, whatever ends it, and is seen across users
+    It is one of Linux' abstract sockets: it goes with the process, whatever ends it, and is seen across users
     and private directories, but not out of a container's network. Elsewhere than on Linux nothing is kept.
 
     Raises:
