@@ -150,6 +150,8 @@ class Settings(BaseModel):
     """Origins of the pages that may do that; empty: only pages of the same origin; *: all."""
     panel: bool = False
     """Whether the panel's page is served there: /panel/."""
+    alert_webhook: SecretStr | None = None
+    """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -227,10 +229,11 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
-        return tuple(s.get_secret_value() for s in (self.key, self.anon_key) if s is not None)
+        values = (self.key, self.anon_key, self.alert_webhook)
+        return tuple(s.get_secret_value() for s in values if s is not None)
 
 
-SECRETS = ("key", "anon_key")
+SECRETS = ("key", "anon_key", "alert_webhook")
 """The fields that nobody may see."""
 
 

@@ -8,7 +8,17 @@ import structlog
 from processor.config import SECRETS, Settings, variables
 from processor.errors import ConfigError
 
-LIVE = frozenset({"key", "log_level", "slots", "item_concurrency", "grace_seconds", "cancel_grace_seconds"})
+LIVE = frozenset(
+    {
+        "key",
+        "log_level",
+        "slots",
+        "item_concurrency",
+        "grace_seconds",
+        "cancel_grace_seconds",
+        "alert_webhook",
+    }
+)
 """Settings that a running daemon takes over; the others are built into its parts."""
 
 log = structlog.get_logger("processor.reload")

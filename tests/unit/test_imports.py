@@ -57,6 +57,7 @@ ARROWS = {
     "signals": set(),
     "dump": {"feed", "redact", "report", "settle", "worker"},
     "reload": {"config", "errors"},
+    "alerts": set(),
     "notify": set(),
     "single": {"config", "errors"},
     "feed": {"errors"},
