@@ -59,4 +59,4 @@ def install(wheel: Path) -> list[str]:
 
 def settings(url: str, slots: int = 3) -> str:
     """Return a file of settings, with times so short that no test waits long for what is rare in life."""
-    return f'url = "{url}"\nlease_seconds = 5\npoll_seconds = 1\nslots = {slots}\n'
+    return f'url = "{url}"\nlease_seconds = 5\nslots = {slots}\n'

@@ -29,7 +29,7 @@ class Machine:
         """Say what is missing here to have such a machine; None: nothing."""
         if os.geteuid() != 0:
             return "it takes root to boot a systemd"
-        for tool in ("systemd-nspawn", "nsenter", "journalctl"):
+        for tool in ("systemd-nspawn", "nsenter", "journalctl", "setpriv"):
             if shutil.which(tool) is None:
                 return f"there is no {tool}: Debian's package systemd-container has it"
         if not Path("/usr/lib/systemd/systemd").exists():
@@ -57,6 +57,7 @@ class Machine:
         with self.console.open("wb") as console:
             self._nspawn = subprocess.Popen(
                 [
+                    *("setpriv", "--pdeathsig=TERM"),  # it ends with whoever runs the tests
                     *("systemd-nspawn", "--quiet", "--directory", self.root, "--register=no", "--keep-unit"),
                     *("--hostname=machine", "--console=pipe", "--boot", "--", "systemd.unit=basic.target"),
                 ],
