@@ -327,7 +327,7 @@ class Daemon:
     async def _adopt(self, settings: Settings, changed: frozenset[str]) -> None:
         """Take over settings of which only those that can change have."""
         self._settings = settings
-        logs.set_up(settings.log_level, settings.log_format, settings.secrets)
+        logs.renew(settings.log_level, settings.secrets)
         self._executor.adopt(settings)
         self._credential.refresh()  # whatever else has changed: its file may hold another
         if "slots" in changed:
@@ -349,7 +349,7 @@ class Daemon:
 
     def dump(self) -> None:
         """Log what runs and what everything waits for; may be called from any thread, whatever else hangs."""
-        people = logs.for_people(self._settings.log_format)
+        people = logs.for_people()
         dump.show(self._loop, self._worker, self._feed, self._settler, self._reporter, people=people)
 
     def _healthy(self) -> Mapping[str, str | None]:

@@ -33,6 +33,7 @@ from processor.job import (
     refuse_decision,
 )
 from processor.jsonb import to_jsonb, to_text
+from processor.log import of_job
 from processor.middleware import around
 from processor.report import Reporter
 from processor.retry import problems
@@ -248,6 +249,7 @@ class Executor:
 
     async def _call(self, run: Run, handler: Handler, context: JobContext[Any], brief: Brief) -> Any:
         """Go through what is around the handler; ``sys.exit()`` is its failure, not the daemon's end."""
+        of_job(structlog.get_context(run.log))
         run.log.info(
             "job.started",
             wake=run.wake,
