@@ -117,9 +117,8 @@ def of_job(fields: Mapping[str, Any]) -> None:
 def in_context(logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add to a line what it is about: a processor."""
     fields = _job.get()
-    if fields is not None:
-        for key, value in fields.items():
-            event.setdefault(key, value)
+    if fields is not None and "job_id" not in event:  # our own lines of jobs have them already
+        event.update({key: value for key, value in fields.items() if key not in event})
     return structlog.contextvars.merge_contextvars(logger, name, event)
 
 
