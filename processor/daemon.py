@@ -34,6 +34,7 @@ from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
+from processor.status import Status
 from processor.web.server import WebServer
 from processor.worker import Worker
 
@@ -118,6 +119,18 @@ class Daemon:
             unsettled=lambda: self._settler.unsettled,
         )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
+        self._status = Status(
+            self.id,
+            __version__,
+            lambda: self._settings,
+            worker=self._worker,
+            feed=self._feed,
+            hold=hold,
+            settler=self._settler,
+            reporter=self._reporter,
+            rpc=self.rpc,
+            ready=self._ready,
+        )
         self._web: WebServer | None = None
         self._registered = False
         self._lost = 0
@@ -157,6 +170,7 @@ class Daemon:
                 self._settings,
                 healthy=self._healthy,
                 ready=self._ready,
+                status=self._status.read,
                 on_end=self._background.ended,
             )
             log.info("daemon.listening", url=await self._web.start())

@@ -58,6 +58,7 @@ ARROWS = {
     "lease": {"answers", "errors", "hold", "rpc", "run", "worker"},
     "signals": set(),
     "dump": {"feed", "redact", "report", "settle", "worker"},
+    "status": {"config", "feed", "hold", "redact", "report", "rpc", "settle", "worker"},
     "reload": {"config", "errors"},
     "feed": {"errors"},
     "web": {"config", "errors"},
