@@ -162,18 +162,15 @@ def _apply(use: _Use) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-_REPEATED = "log.repeated"
-
-
 def _tell_repeated(kind: Kind, lines: int) -> None:
     level, event, *fields = kind
     structlog.get_logger("processor.log").warning(
-        _REPEATED, of=event, of_level=level, like=fields, lines=lines
+        "log.repeated", of=event, of_level=level, like=fields, lines=lines
     )
 
 
 def _drop_repeated(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    if name in {"info", "debug"} or event.get("event") == _REPEATED:
+    if name in {"info", "debug"} or event.get("event") == "log.repeated":
         return event
     if _use.repeats.too_many(kind_of(name, event)):
         raise structlog.DropEvent
