@@ -116,7 +116,7 @@ async def _(book, project):
     [rows] = await book.step()
     assert [row for row in rows if row.get("severity") == "error"] == []
     [[worker]] = await book.step()
-    assert (worker["name"], worker["transport"]) == ("web-1", "postgres_changes")
+    assert (worker["name"], worker["feed"]) == ("web-1", "polling")
 
 
 @symptom("Credits look wrong")
@@ -168,7 +168,7 @@ async def _(book, project):
     [due] = (await project.call("run_due_schedules", worker_id=worker.id))["due"]
     assert (due["name"], due["tick"]) == ("nightly", None)
     ticks = [{"name": "nightly", "tick": None, "next": (await project.now() + timedelta(days=1)).isoformat()}]
-    assert (await project.call("run_due_schedules", worker_id=worker.id, ticks=ticks))["jobs"] == []
+    assert (await project.call("run_due_schedules", worker_id=worker.id, ticks=ticks))["created"] == []
     await book.step(owner_id=BOB)
     assert await worker.claim(5) == []
     await book.step()
