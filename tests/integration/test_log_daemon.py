@@ -75,14 +75,14 @@ async def test_the_log_goes_to_a_file_that_somebody_may_move_away(place: Place, 
         async def has(event: str) -> bool:
             return path.exists() and any(line["event"] == event for line in lines(path))
 
-        await place.eventually(lambda: has("daemon.ready"))
+        await place.eventually(lambda: has("daemon.ready"), within=30)
         first = await place.create("talk_thread")
         await place.becomes(first, "completed")
         path.rename(moved)
         daemon.signal(signal.SIGHUP)
-        await place.eventually(lambda: has("config.reloaded"))
+        await place.eventually(lambda: has("config.reloaded"), within=30)
         await place.becomes(await place.create("talk_thread"), "completed")
-        await place.eventually(lambda: has("in the handler"))
+        await place.eventually(lambda: has("in the handler"), within=30)
         assert daemon.events == []
         assert {"job.started", "in the handler"} <= {line["event"] for line in lines(moved)}
         assert "config.reloaded" not in {line["event"] for line in lines(moved)}
