@@ -160,6 +160,12 @@ class Settings(BaseModel):
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, json elsewhere; in systemd's journal with its priorities."""
+    log_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """A file for the log, where there is no journal; none: stderr. Each daemon needs its own."""
+    log_file_max_mb: int = Field(100, ge=0, le=65536)
+    """Megabytes at which it is renamed; five such files are kept. 0: somebody else does it."""
+    log_repeats: int = Field(100, ge=0, le=1_000_000)
+    """How often the same warning or error is logged in a minute; the rest is counted. 0: always."""
 
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(())

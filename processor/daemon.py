@@ -1,10 +1,9 @@
 """The composition root: builds the parts, starts them in order, and takes them down in order."""
 
 import asyncio
-import contextlib
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import uuid4
 
@@ -14,9 +13,11 @@ from processor import __version__, dump, signals
 from processor import log as logs
 from processor.app import Processor
 from processor.assignment import assign
+from processor.checks import Checks
 from processor.clients import ApplicationClient
 from processor.config import Settings
 from processor.credential import Credential
+from processor.drain import Drain
 from processor.errors import ApiError
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
@@ -32,22 +33,14 @@ from processor.replay import Replay
 from processor.report import Reporter
 from processor.resources import Resources
 from processor.rpc import Rpc
-from processor.run import Stop
 from processor.schedules import Schedules
 from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
+from processor.status import Status
 from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
-
-_FLUSH_SECONDS = 10.0
-"""How long the last results may take on the way out; what does not make it is rescued by others."""
-_GOODBYE_SECONDS = 3.0
-"""How long deregistering may take: without it the lease just runs out."""
-
-_SAVE_SECONDS = 5.0
-"""How long the disk may take on the way out."""
 
 log = structlog.get_logger("processor.daemon")
 
@@ -132,17 +125,39 @@ class Daemon:
             register=self._register,
             unsettled=lambda: self._settler.unsettled,
         )
+        self._checks = Checks(
+            background=self._background,
+            resources=self._resources,
+            credential=self._credential,
+            lease=self._lease,
+            worker=self._worker,
+            registered=lambda: self._registered,
+            stopping=lambda: self._stop.is_set() or self._draining,
+        )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
+        self._status = Status(
+            self.id,
+            __version__,
+            lambda: self._settings,
+            worker=self._worker,
+            feed=self._feed,
+            hold=hold,
+            settler=self._settler,
+            reporter=self._reporter,
+            rpc=self.rpc,
+            ready=self._checks.ready,
+        )
         self._web: WebServer | None = None
         self._registered = False
         self._lost = 0
         self._draining = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._drain = Drain(self.rpc, self.id, self._worker, self._settler, self._hurry)
         self._announcer = Announcer.of(
             os.environ,
-            ready=self._ready,
-            alive=lambda: {"heartbeats": self._lease.stuck, "claims": self._worker.stuck},
+            ready=self._checks.ready,
+            alive=self._checks.moving,
             stopping=self._stop.is_set,
             activity=lambda: Activity(
                 self._feed.mode, len(self._worker.running), self._settings.slots, self._worker.ended
@@ -160,7 +175,7 @@ class Daemon:
                 await self._start()
                 await self._until_stopped()
             finally:
-                await self._drain()
+                await self._end()
         return 1 if self._background.failed.is_set() or self._lost else 0
 
     def stop(self, reason: str = "stop") -> None:
@@ -183,8 +198,9 @@ class Daemon:
         if self._settings.http_port is not None:
             self._web = WebServer(
                 self._settings,
-                healthy=self._healthy,
-                ready=self._ready,
+                healthy=self._checks.healthy,
+                ready=self._checks.ready,
+                status=self._status.read,
                 on_end=self._background.ended,
                 exposition=None if self._metrics is None else self._metrics.exposition,
             )
@@ -208,7 +224,7 @@ class Daemon:
             self._background.start(name, part)
         if self._metrics is not None:
             self._metrics.watch(
-                self._worker, self._settler, self._hold, lambda: not any(self._ready().values())
+                self._worker, self._settler, self._hold, lambda: not any(self._checks.ready().values())
             )
             self._background.start("metrics", self._metrics.run())
         if self._settings.maintenance_seconds:
@@ -262,23 +278,16 @@ class Daemon:
             stop.cancel()
             failed.cancel()
 
-    async def _drain(self) -> None:
+    async def _end(self) -> None:
         """End in order: no new jobs, a grace for the running ones, the last results, then goodbye."""
         self._draining = True
         self._worker.pause("stopping")
         if self._registered:
-            if not await self._settled(self._settings.grace_seconds):
-                log.warning("daemon.releasing", running=len(self._worker.running))
-                self._worker.stop_all(Stop.RELEASE)
-                await self._settled(self._settings.cancel_grace_seconds + 1, hurry=False)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FLUSH_SECONDS):
-                    await self._settler.flushed()
-            await self._save()
+            self._lost = await self._drain.finish(self._settings)
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
-            await self._say_goodbye()
+            await self._drain.leave(self._settings)
         await self._resources.stop()
         if self._web is not None:
             await self._web.stop()
@@ -288,52 +297,6 @@ class Daemon:
         await self.rpc.aclose()
         if self._registered:
             log.info("daemon.stopped", calls=dict(self.rpc.calls))
-
-    async def _save(self) -> None:
-        """Put on disk what the API has not taken."""
-        try:
-            async with asyncio.timeout(_SAVE_SECONDS):
-                self._lost = await self._settler.save()
-        except TimeoutError:
-            self._lost = len(self._settler.unsettled)
-        if self._lost:
-            log.error(
-                "daemon.results_lost",
-                outcomes=self._lost,
-                reason="the API did not take them, and they are not on disk: their jobs run again",
-            )
-
-    async def _say_goodbye(self) -> None:
-        """Leave, unless results are kept: the jobs they belong to would go back, and run again."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SAVE_SECONDS):
-                await self._settler.close()
-        if kept := self._settler.depth.records:
-            log.warning(
-                "daemon.results_kept",
-                outcomes=kept,
-                directory=str(self._settings.spool_dir),
-                hint="The next daemon that starts with this directory hands them in.",
-            )
-            return
-        try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await self.rpc.deregister_worker(self.id)
-        except (ApiError, TimeoutError) as error:
-            log.warning("daemon.not_deregistered", error=str(error) or "no answer in time")
-
-    async def _settled(self, seconds: float, *, hurry: bool = True) -> bool:
-        """Wait until nothing runs that could still be helped, for so long, or until somebody hurries."""
-        idle = asyncio.create_task(self._worker.idle(), name="idle")
-        kept = asyncio.create_task(self._settler.kept(lambda: self._worker.running), name="kept")
-        hurried = asyncio.create_task(self._hurry.wait(), name="hurry")
-        try:
-            waits = {idle, kept, hurried} if hurry else {idle, kept}
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            return idle.done() or kept.done()
-        finally:
-            for task in (idle, kept, hurried):
-                task.cancel()
 
     async def _register(self) -> None:
         sent = clock()
@@ -362,7 +325,7 @@ class Daemon:
     async def _adopt(self, settings: Settings, changed: frozenset[str]) -> None:
         """Take over settings of which only those that can change have."""
         self._settings = settings
-        logs.set_up(settings.log_level, settings.log_format, settings.secrets)
+        logs.renew(settings.log_level, settings.secrets)
         self._executor.adopt(settings)
         self._credential.refresh()  # whatever else has changed: its file may hold another
         if "slots" in changed:
@@ -384,24 +347,8 @@ class Daemon:
 
     def dump(self) -> None:
         """Log what runs and what everything waits for; may be called from any thread, whatever else hangs."""
-        people = logs.for_people(self._settings.log_format)
+        people = logs.for_people()
         dump.show(self._loop, self._worker, self._feed, self._settler, self._reporter, people=people)
-
-    def _healthy(self) -> Mapping[str, str | None]:
-        dead = ", ".join(self._background.dead)
-        return {"background": f"ended by themselves: {dead}" if dead else None}
-
-    def _ready(self) -> Mapping[str, Any]:
-        return {
-            **self._healthy(),
-            "resources": self._resources.starting and f"{self._resources.starting} is being started",
-            "registered": None if self._registered else "the API has not accepted this worker yet",
-            "credential": self._credential.problem,
-            "lease": "no heartbeat gets through" if self._lease.fenced else None,
-            "first_sweep": None if self._worker.looked else "no claim has been answered yet",
-            "slots": self._worker.blocked,
-            "accepting": "it is stopping" if self._draining or self._stop.is_set() else None,
-        }
 
 
 def _hide(key: str) -> None:

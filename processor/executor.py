@@ -33,6 +33,7 @@ from processor.job import (
     refuse_decision,
 )
 from processor.jsonb import to_jsonb, to_text
+from processor.log import of_job
 from processor.middleware import around
 from processor.observer import NOBODY, Observer
 from processor.report import Reporter
@@ -281,6 +282,7 @@ class Executor:
 
     async def _call(self, run: Run, handler: Handler, context: JobContext[Any], brief: Brief) -> Any:
         """Go through what is around the handler; ``sys.exit()`` is its failure, not the daemon's end."""
+        of_job(structlog.get_context(run.log))
         run.log.info(
             "job.started",
             wake=run.wake,

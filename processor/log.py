@@ -1,4 +1,7 @@
-"""Logging: structlog with stable event names, JSON for machines, colours for people, no secrets."""
+"""Logging: structlog with stable event names, JSON for machines, colours for people, no secrets.
+
+Whatever a handler logs, through structlog or the standard library, says which job it is about.
+"""
 
 import json
 import logging
@@ -6,13 +9,17 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TextIO
 
 import structlog
 
+from processor.logfile import LogFile
 from processor.redact import redact, remember
+from processor.repeats import Kind, Repeats, kind_of
 
 _QUIET = (
     "httpx",
@@ -33,73 +40,171 @@ _LINES, _LINE, _CHARACTERS = 80, 2000, 16_000
 """How much of a traceback is logged: lines, characters of a line, characters in all."""
 
 
+Style = Literal["auto", "json", "console"]
+
+_job: ContextVar[Mapping[str, Any] | None] = ContextVar("processor_job", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """How this process logs."""
+
+    level: str
+    style: Style
+    file: LogFile | None
+    repeats: Repeats
+
+    @property
+    def out(self) -> "LogFile | TextIO":
+        return self.file or sys.stderr
+
+    @property
+    def people(self) -> bool:
+        return self.style == "console" or (self.style == "auto" and self.out.isatty())
+
+    @property
+    def journal(self) -> bool:
+        """Whether lines go to systemd's journal, which has a clock and an idea of levels itself."""
+        if self.style != "auto" or self.file is not None:
+            return False
+        try:
+            stream = os.fstat(sys.stderr.fileno())
+        except (OSError, ValueError):  # closed, or something else in its place
+            return False
+        return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+
+
 def set_up(
     level: str = "info",
-    style: Literal["auto", "json", "console"] = "auto",
+    style: Style = "auto",
     secrets: tuple[str, ...] = (),
+    *,
+    file: LogFile | None = None,
+    repeats: int = 0,
 ) -> None:
-    """Send everything, the standard library's loggers included, to stderr; hide ``secrets`` from now on.
+    """Send everything, the standard library's loggers included, to one place; hide ``secrets`` from now on.
 
     Our own lines do not pass through the standard library: there are two of each job, and it would take
     three times as long over them.
+
+    Args:
+        level: the least level that is logged.
+        style: for machines or for people.
+        secrets: what nobody may see.
+        file: where to; None: stderr.
+        repeats: the same warning or error at most so many times a minute; 0: always.
+
     """
     remember(*secrets)
+    _apply(_Use(level, style, file, Repeats(repeats, _tell_repeated)))
+
+
+def renew(level: str, secrets: tuple[str, ...]) -> None:
+    """Go by another level from now on; open the log's file again, which may have been moved away."""
+    remember(*secrets)
+    flush()
+    _apply(replace(_use, level=level))
+    if _use.file is not None:
+        try:
+            _use.file.reopen()
+        except OSError as error:
+            path = _use.file.baseFilename
+            structlog.get_logger("processor.log").warning(
+                "log.not_reopened", file=path, error=str(error), then="the open one is written to as before"
+            )
+
+
+def flush() -> None:
+    """Tell what has been left out so far because it repeats."""
+    _use.repeats.tell()
+
+
+def for_people() -> bool:
+    """Whether lines are read as they are, on a terminal."""
+    return _use.people
+
+
+def of_job(fields: Mapping[str, Any]) -> None:
+    """Have all lines carry these fields from here on: of this task, of what it starts, of its threads."""
+    _job.set(fields)
+
+
+def in_context(logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add to a line what it is about: a processor."""
+    fields = _job.get()
+    if fields is not None and "job_id" not in event:  # our own lines of jobs have them already
+        event.update({key: value for key, value in fields.items() if key not in event})
+    return structlog.contextvars.merge_contextvars(logger, name, event)
+
+
+_use = _Use("info", "auto", None, Repeats(0, lambda _kind, _lines: None))
+
+
+def _apply(use: _Use) -> None:
+    global _use  # noqa: PLW0603  there is one log in a process, as there is one root logger
+    _use = use
+    out = use.out
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        in_context,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    console = for_people(style)
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_print_traceback)]
-        if console
-        else [
-            structlog.processors.ExceptionRenderer(format_traceback),
-            _journal if to_journal(style) else _json,
-        ]
+        [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=_print_traceback)]
+        if use.people
+        else [structlog.processors.ExceptionRenderer(format_traceback), _journal if use.journal else _json]
     )
-    lines = _Lines(sys.stderr)
+    lines = _Lines(out)
     structlog.configure(
-        processors=[*shared, _never_failing(last), redactor],
+        processors=[_drop_repeated, *shared, _never_failing(last), redactor],
         logger_factory=lambda *_: lines,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(use.level),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(out)
+    handler.addFilter(_keep_record)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, redactor],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(use.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def for_people(style: Literal["auto", "json", "console"]) -> bool:
-    """Whether lines of this style are read as they are, on a terminal."""
-    return style == "console" or (style == "auto" and sys.stderr.isatty())
+def _tell_repeated(kind: Kind, lines: int) -> None:
+    level, event, *fields = kind
+    structlog.get_logger("processor.log").warning(
+        "log.repeated", of=event, of_level=level, like=fields, lines=lines
+    )
 
 
-def to_journal(style: Literal["auto", "json", "console"]) -> bool:
-    """Whether lines of this style go to systemd's journal, which has a clock and an idea of levels itself."""
-    if style != "auto":
-        return False
-    try:
-        stream = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):  # closed, or something else in its place
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+def _drop_repeated(_logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if name in {"info", "debug"} or event.get("event") == "log.repeated":
+        return event
+    if _use.repeats.too_many(kind_of(name, event)):
+        raise structlog.DropEvent
+    return event
+
+
+def _keep_record(record: logging.LogRecord) -> bool:
+    """Decide on a line of the standard library's: its template counts, not what is filled in."""
+    if record.levelno < logging.WARNING:
+        return True
+    fields = record.msg if isinstance(record.msg, Mapping) else {"event": f"{record.name}: {record.msg}"}
+    kind = kind_of(record.levelname.lower(), {"exc_info": record.exc_info, **fields})
+    return not _use.repeats.too_many(kind)
 
 
 class _Lines:
     """Where our lines go, one write each. A line that cannot be written is lost, and nothing but it."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: LogFile | TextIO) -> None:
         self._file = file
         self._lock = threading.Lock()
 

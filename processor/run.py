@@ -5,6 +5,7 @@ import time
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -26,7 +27,7 @@ class Stop(StrEnum):
 class Run:
     """One attempt of one job in this process."""
 
-    def __init__(self, job: Job, *, wake: str, queued_ms: float) -> None:
+    def __init__(self, job: Job, *, worker_id: UUID, wake: str, queued_ms: float) -> None:
         self.job = job
         self.attempt = Attempt(id=job.id, attempt=job.attempt)
         self.wake = wake
@@ -44,7 +45,13 @@ class Run:
         self._called = asyncio.Event()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handler has ended, or somebody wants it to stop."""
-        self.log = log.bind(job_id=str(job.id), kind=job.kind, queue=job.queue, attempt=job.attempt)
+        self.log = log.bind(
+            job_id=str(job.id),
+            kind=job.kind,
+            queue=job.queue,
+            attempt=job.attempt,
+            worker_id=str(worker_id),
+        )
 
     def stop(self, reason: Stop) -> None:
         """Stop the handler; a lost job stays lost whatever else is wanted of it."""

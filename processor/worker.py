@@ -255,7 +255,10 @@ class Worker:
         if len(claim.jobs) >= request.limit:
             self._sources.add("next")
         source = next((name for name in _SOURCES if name in sources), "sweep")
-        runs = [Run(job, wake=source, queued_ms=queued_ms(job, claim.now)) for job in claim.jobs]
+        runs = [
+            Run(job, worker_id=self._id, wake=source, queued_ms=queued_ms(job, claim.now))
+            for job in claim.jobs
+        ]
         self._runs |= {run.job.id: run for run in runs}  # all of them at once: they are this process's
         for number, run in enumerate(runs, 1):
             self._dispatch(run)

@@ -5,6 +5,7 @@ when its job's lease does and nobody has extended it, as when the daemon is froz
 run the job. That watch needs neither the daemon nor Python's lock.
 """
 
+import contextvars
 import ctypes
 import faulthandler
 import importlib
@@ -31,6 +32,7 @@ from processor.errors import JobError
 from processor.hold import clock
 from processor.job import refuse_decision
 from processor.jsonb import to_jsonb
+from processor.log import of_job
 
 _PR_SET_PDEATHSIG = 1
 _STDERR = 2
@@ -120,7 +122,7 @@ class Child:
     # -- a job ------------------------------------------------------------------------------------
 
     def _run(self, module: str, name: str, brief: bytes, fields: dict[str, Any], _ends: float) -> None:
-        answer = attempt(self._handle, module, name, brief, fields)
+        answer = contextvars.copy_context().run(attempt, self._handle, module, name, brief, fields)
         with self._watching:
             self._busy = False
             faulthandler.cancel_dump_traceback_later()
@@ -133,6 +135,7 @@ class Child:
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
+        of_job(fields)
         brief: Brief = pickle.loads(packed)  # noqa: S301 - the daemon made it
         self._line = Line(self.send, Gate(stopped=lambda: self._stopped, lost=lambda: clock() >= self._ends))
         job: SyncJobContext[Any] = SyncJobContext(

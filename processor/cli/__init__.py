@@ -18,6 +18,7 @@ from processor.cli.queues import app as queues
 from processor.cli.run import run
 from processor.cli.schedules import app as schedules
 from processor.cli.schema import app as schema
+from processor.cli.status import status
 from processor.cli.workers import app as workers
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(dev)
 app.command("config")(show)
+app.command()(status)
 app.command()(doctor)
 app.command()(maintain)
 app.add_typer(jobs, name="jobs")

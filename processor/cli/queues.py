@@ -43,7 +43,7 @@ def list_(*, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     if as_json:
         look.print_json(rows)
     else:
-        _tell(rows, look.console())
+        tell(rows, look.console())
 
 
 @app.command()
@@ -131,7 +131,8 @@ def state(row: Row) -> Text:
     return Text("ok", "green")
 
 
-def _tell(rows: list[Row], out: Console) -> None:
+def tell(rows: list[Row], out: Console) -> None:
+    """Print queues as a table."""
     if not rows:
         out.print("no queues: the first worker that serves one makes it")
         return

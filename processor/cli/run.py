@@ -19,6 +19,7 @@ from processor.app import Processor
 from processor.cli.config import ConfigFile
 from processor.daemon import Daemon
 from processor.errors import ApiError, ConfigError, ResourceFailed, UsageError, did_you_mean
+from processor.logfile import LogFile
 from processor.single import named
 
 _LEAVE_SECONDS = 3.0
@@ -42,7 +43,15 @@ def run(
     read = partial(config.load, config=config_file, queues=tuple(queue) if queue else None, slots=slots)
     try:
         settings = read()
-        log.set_up(settings.log_level, settings.log_format, settings.secrets)
+        log.set_up(
+            settings.log_level,
+            settings.log_format,
+            settings.secrets,
+            file=None
+            if settings.log_file is None
+            else LogFile(settings.log_file, settings.log_file_max_mb * 1_000_000),
+            repeats=settings.log_repeats,
+        )
         for warning in settings.warnings:
             structlog.get_logger("processor.cli").warning("config.warning", warning=warning)
         app = load_app(target)
@@ -73,6 +82,7 @@ async def _run(daemon: Daemon) -> int:
     gc.freeze()  # the modules stay for good: nobody need go through them again
     gc.set_threshold(GARBAGE)
     code = await daemon.run()
+    log.flush()
     # all is settled, but asyncio and the interpreter would wait for handlers and threads that nobody can stop
     leave = threading.Timer(_LEAVE_SECONDS, _leave, [code])
     leave.daemon = True

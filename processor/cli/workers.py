@@ -26,7 +26,7 @@ def list_(*, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     if as_json:
         look.print_json(rows)
     else:
-        _tell(rows, look.console())
+        tell(rows, look.console())
 
 
 @app.command()
@@ -55,7 +55,8 @@ def drain(
         out.print(Text(look.plain(said)), soft_wrap=True)
 
 
-def _tell(rows: list[Row], out: Console) -> None:
+def tell(rows: list[Row], out: Console) -> None:
+    """Print workers as a table."""
     if not rows:
         out.print("no workers: start one with processor run module:app")
         return

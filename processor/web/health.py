@@ -1,6 +1,7 @@
-"""``/healthz`` (restart me if it fails) and ``/readyz`` (is work being taken?)."""
+"""``/healthz`` (restart me if it fails), ``/readyz`` (is work being taken?), ``/status`` (what goes on?)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -10,9 +11,17 @@ Checks = Callable[[], Mapping[str, str | None]]
 """Name of a check → why it fails, or None."""
 
 
-def routes(healthy: Checks, ready: Checks) -> list[BaseRoute]:
-    """Return the two routes; what they ask for is asked anew each time, and waits for nothing."""
-    return [Route("/healthz", _endpoint(healthy)), Route("/readyz", _endpoint(ready))]
+def routes(healthy: Checks, ready: Checks, status: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
+    """Return the three routes; what they ask for is asked anew each time, and waits for nothing."""
+
+    async def tell(_request: Request) -> JSONResponse:
+        return JSONResponse(status())
+
+    return [
+        Route("/healthz", _endpoint(healthy)),
+        Route("/readyz", _endpoint(ready)),
+        Route("/status", tell),
+    ]
 
 
 def _endpoint(checks: Checks) -> Callable[[Request], JSONResponse]:

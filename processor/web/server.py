@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from processor.web.panel import Panel
 class WebServer:
     """What this process shows over HTTP; between :meth:`start` and :meth:`stop` it listens.
 
-    An answer at all shows that the event loop is alive; ``healthy`` and ``ready`` say the rest.
+    An answer at all shows that the event loop is alive; ``healthy``, ``ready`` and ``status`` say the rest.
     ``on_end`` hears of a server that ended without :meth:`stop`; ``exposition`` is what ``/metrics`` shows.
     """
 
@@ -29,6 +30,7 @@ class WebServer:
         *,
         healthy: health.Checks,
         ready: health.Checks,
+        status: Callable[[], Mapping[str, Any]],
         on_end: Callable[[asyncio.Task[None]], None],
         exposition: metrics.Exposition | None = None,
     ) -> None:
@@ -36,7 +38,7 @@ class WebServer:
         self._host = settings.http_host
         self._port = settings.http_port or 0
         self._jobs: Jobs | None = None
-        routes: list[BaseRoute] = health.routes(healthy, ready)
+        routes: list[BaseRoute] = health.routes(healthy, ready, status)
         if exposition is not None:
             routes += metrics.routes(exposition)
         key = "" if settings.anon_key is None else settings.anon_key.get_secret_value()

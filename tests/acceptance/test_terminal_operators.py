@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from uuid import uuid4
 
@@ -85,6 +86,37 @@ async def test_credits_are_granted_once_per_key_shown_and_told_line_by_line(shop
     assert [line["kind"] for line in history.json] == ["capture", "reserve", "grant"]
     assert f"older ones: --before {history.json[0]['id']}" in table.out
     assert nobody.json["issued"] == 0
+
+
+async def test_status_says_what_is_wrong_and_its_exit_code_too(shop, terminal):
+    daemon = await shop.daemon(PROCESSOR_NAME=shop.queue)
+    well, table = await terminal.session(("status", "--json"), ("status",))
+    told = json.loads(well.out)
+    assert not [problem for problem in told["problems"] if problem["name"] == shop.queue]
+    assert (well.code == 0) == told["ok"] == (told["problems"] == [])
+    (worker,) = [row for row in told["workers"] if row["name"] == shop.queue]
+    assert (worker["alive"], worker["feed"]) == (True, "realtime")
+    assert [line.split()[1] for line in table.out.splitlines() if line.startswith(shop.queue)] == [
+        "alive",
+        "ok",
+    ]
+
+    daemon.process.terminate()
+    assert await daemon.ended() == 0
+    await shop.create("greet", {"name": "Ann"})
+    bad, table, patient = await terminal.session(
+        ("status", "--json"), ("status",), ("status", "--wait", "no time")
+    )
+    assert (bad.code, table.code, patient.code) == (1, 1, 2)
+    assert {
+        "what": "queue", "name": shop.queue, "why": "1 due, and no live worker serves it",
+        "try": "select * from processor.stuck_jobs",
+    } in json.loads(bad.out)["problems"]  # fmt: skip
+    assert f"problem queue {shop.queue}: 1 due, and no live worker serves it" in table.out
+    await terminal.run("queues", "pause", shop.queue)
+    assert shop.queue not in {
+        problem["name"] for problem in json.loads((await terminal.run("status", "--json")).out)["problems"]
+    }
 
 
 async def test_a_worker_is_listed_and_drained(shop, terminal):

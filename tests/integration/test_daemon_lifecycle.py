@@ -1,6 +1,7 @@
 """A real daemon's start, rest and end: signals, quiet, due times, health, lost leases."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -144,6 +145,30 @@ async def test_health_says_ok_while_it_works_and_why_not_while_it_stops(place: P
             answer = await http.get("/readyz")
             assert (answer.status_code, answer.json()["checks"]["accepting"]) == (503, "it is stopping")
             assert (await http.get("/healthz")).status_code == 200
+        assert await daemon.ended() == 0
+
+
+async def test_status_tells_what_it_is_doing_and_why_it_takes_no_work(place: Place) -> None:
+    async with place.daemon(PROCESSOR_HTTP_PORT="0", PROCESSOR_NAME="web-1") as daemon:
+        url = (await (await daemon.ready()).event("daemon.listening"))["url"]
+        job_id = await place.create("wait", {"seconds": 30})
+        await daemon.event("job.started", job_id=job_id)
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            told = (await http.get("/status")).json()
+            assert (told["ready"], told["why_not"]) == (True, {})
+            assert (told["name"], told["pid"], told["slots"]) == ("web-1", daemon.process.pid, 3)
+            assert told["worker_id"] == daemon.all("daemon.ready")[0]["worker_id"]
+            assert (told["running"], told["running_kinds"]) == (1, {f"{place.queue}.wait": 1})
+            assert (told["feed"]["mode"], told["feed"]["connections"]) == ("realtime", 1)
+            assert 0 < told["lease_left_seconds"] <= 90
+            assert told["spool"] == {"records": 0, "bytes": 0, "oldest_seconds": 0}
+            assert told["calls"]["register_worker"] == 1
+            assert job_id not in json.dumps(told)
+            daemon.signal(signal.SIGTERM)
+            await daemon.event("daemon.stopping")
+            told = (await http.get("/status")).json()
+            assert (told["ready"], told["why_not"]) == (False, {"accepting": "it is stopping"})
+        daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
 
 
