@@ -332,7 +332,8 @@ async def _run(command: list[str]) -> tuple[int, str]:
     try:
         said, _ = await process.communicate()
     except asyncio.CancelledError:
-        process.kill()
+        with suppress(ProcessLookupError):  # it may have ended just now, all it said not yet read
+            process.kill()
         await process.wait()
         raise
     return process.returncode or 0, said.decode(errors="replace").strip()

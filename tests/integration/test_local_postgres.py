@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import uvloop
 
 from processor.local.postgres import Postgres, PostgresError, wheel_bin_dir
 
@@ -189,6 +190,36 @@ async def test_a_start_that_is_cancelled_leaves_a_directory_that_starts(start, t
         await interrupted
     assert not exists(tmp_path / "data/cluster")
     assert await ask((await start()).dsn(), "select 1") == 1
+
+
+def test_a_start_that_is_cancelled_when_a_tool_has_just_ended_is_cancelled_and_nothing_else(
+    tmp_path, eventually
+):
+    tools, ended = tmp_path / "tools", tmp_path / "ended"
+    tools.mkdir()
+    version = tools / "postgres"
+    # it ends, and what it has left behind keeps its output open
+    version.write_text(f"#!/bin/sh\nsleep 60 &\necho $$ $! > {ended}.new\nmv {ended}.new {ended}\n")
+    version.chmod(0o755)
+
+    async def cancel() -> None:
+        starting = asyncio.create_task(Postgres(tmp_path / "data", bin_dir=tools).start())
+        await eventually(ended.exists, within=30)
+        tool, left = map(int, ended.read_text().split())
+        try:
+            await eventually(lambda: not exists(f"/proc/{tool}"), within=30)
+            await asyncio.sleep(0)  # it has been waited for; the loop knows after this
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        finally:
+            os.kill(left, signal.SIGKILL)
+            await eventually(lambda: not runs(left), within=30)
+            for _ in range(5):
+                await asyncio.sleep(0)  # the loop hears that the output is closed before it is closed itself
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as `processor dev` has it
+        runner.run(cancel())
 
 
 async def test_what_the_server_said_is_in_the_error(start, tmp_path):
