@@ -33,6 +33,7 @@ place=$(mktemp -d /tmp/processor-deploy.XXXXXXXX)
 tar -xf - -C "$place"
 echo "$place"
 """
+_NO_ANSWER = "no answer"
 _ASK = """
 import sys, urllib.error, urllib.request
 straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -71,6 +72,10 @@ class Look:
     """Whether waiting cannot help."""
     processes: tuple[str, ...]
     """Which processes they are: others later mean that they were restarted."""
+    stopped: frozenset[str] = frozenset()
+    """Units that an operator has stopped: enabled, as the installer leaves them, and not running."""
+    silent: frozenset[str] = frozenset()
+    """Addresses that nobody listens on."""
 
 
 class Machine:
@@ -81,6 +86,8 @@ class Machine:
         self._inventory = inventory
         self._remote = Remote(host, inventory, sockets)
         self._place: str | None = None
+        self._excused: frozenset[str] = frozenset()
+        """Units and addresses that need not be up: an operator has stopped them."""
 
     async def check(self) -> str:
         """Show that it can be deployed to, changing nothing; return how its daemons are.
@@ -92,6 +99,8 @@ class Machine:
         await self._remote.run("check", ["sh", "-c", _CHECK, "sh", *_NEEDED], seconds=_LOOK_SECONDS)
         await self._remote.run("check", ["true"], seconds=_LOOK_SECONDS, root=True)
         look = await self._look()
+        if look.stopped:  # which of the addresses are theirs nobody has said, but they are silent
+            self._excused = look.stopped | look.silent
         return look.problem or "healthy"
 
     async def bring(self, archive: bytes) -> None:
@@ -187,15 +196,19 @@ class Machine:
         return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
 
     async def _look(self) -> Look:
-        show = ["systemctl", "show", "--property=Id,LoadState,ActiveState,SubState,MainPID,NRestarts"]
+        show = [
+            "systemctl",
+            "show",
+            "--property=Id,LoadState,UnitFileState,ActiveState,SubState,MainPID,NRestarts",
+        ]
         ask = ["python3", "-c", _ASK, *self.host.ready]
         script = f"{shlex.join([*show, '--', *self.host.units])} && {shlex.join(ask)}"
         said = await self._remote.run("look", ["sh", "-c", script], seconds=_LOOK_SECONDS)
-        return read(said, self.host)
+        return read(said, self.host, self._excused)
 
 
-def read(said: str, host: Host) -> Look:
-    """Make of what systemd and the addresses said how the daemons are."""
+def read(said: str, host: Host, excused: frozenset[str]) -> Look:
+    """Make of what systemd and the addresses said how the daemons are, but for those that need not be up."""
     units: dict[str, dict[str, str]] = {}
     unit: dict[str, str] = {}
     answers: dict[str, str] = {}
@@ -211,17 +224,27 @@ def read(said: str, host: Host) -> Look:
         elif "Id" in unit:
             units[unit["Id"]] = unit
     problems: list[str] = []
+    stopped: set[str] = set()
     final = False
     for name in host.units:
         state = units.get(name, {})
+        if state.get("UnitFileState") == "enabled" and state.get("ActiveState") == "inactive":
+            stopped.add(name)
+            if name in excused:
+                continue
         if state.get("LoadState") == "not-found":
             problems.append(f"{name} is not installed")
         elif (active := state.get("ActiveState", "unknown")) != "active":
             problems.append(f"{name} is {active} ({state.get('SubState', '?')})")
             final = final or active == "failed"
-    problems += [f"{url}: {answers.get(url, 'not asked')}" for url in host.ready if answers.get(url) != "200"]
+    silent = frozenset(url for url, answer in answers.items() if answer.startswith(_NO_ANSWER))
+    problems += [
+        f"{url}: {answers.get(url, 'not asked')}"
+        for url in host.ready
+        if answers.get(url) != "200" and not (url in excused and url in silent)
+    ]
     processes = tuple(
         f"{name} {units.get(name, {}).get('MainPID')} {units.get(name, {}).get('NRestarts')}"
         for name in host.units
     )
-    return Look("; ".join(problems) or None, final, processes)
+    return Look("; ".join(problems) or None, final, processes, frozenset(stopped), silent)

@@ -105,8 +105,9 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Inventory:
             "fill it from a source you trust, never from ssh-keyscan over the network it is to protect"
         )
     for key, value in data.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < (key != "settle_seconds"):
-            raise InventoryError(f"{path}: {key} = {value!r} must be a whole number greater than 0")
+        least = 0 if key in {"settle_seconds", "canary_seconds"} else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InventoryError(f"{path}: {key} = {value!r} must be a whole number, at least {least}")
     chosen = tuple(host for host in hosts if not only or host.name in only)
     return Inventory(hosts=chosen, known_hosts=_file(known, path, "known_hosts"), **data)
 

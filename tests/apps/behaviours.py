@@ -61,6 +61,13 @@ async def wait(job: JobContext) -> str:
     return "waited"
 
 
+@job("linger")
+async def linger(job: JobContext) -> None:
+    """Say that it runs, and last for the payload's seconds."""
+    job.log.info("lingering")
+    await asyncio.sleep(job.payload["seconds"])
+
+
 @job("slow", timeout=0.3)
 async def slow(job: JobContext) -> None:
     await asyncio.sleep(30)

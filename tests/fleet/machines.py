@@ -155,8 +155,8 @@ class Fleet:
         self.settings: dict[str, Any] = {
             "parallel": 2,
             "settle_seconds": 0,
-            "canary_seconds": 1,
-            "health_seconds": 3,
+            "canary_seconds": 0,
+            "health_seconds": 1,
             "install_seconds": 60,
         }
         self.tables: dict[str, dict[str, Any]] = {}

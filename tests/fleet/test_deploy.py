@@ -27,6 +27,7 @@ def test_the_canary_is_judged_before_any_other_machine_is_touched(fleet: Fleet) 
     fleet.add("one")
     fleet.add("two")
     fleet.add("bird", canary=True)
+    fleet.settings["canary_seconds"] = 1
     done = fleet.deploy("--wheel", fleet.wheel("2"))
     assert done.code == 0, done.err
     assert [host["canary"] for host in done.hosts.values()] == [False, False, True]
@@ -224,3 +225,19 @@ def test_the_table_has_a_line_for_each_machine(three: Fleet) -> None:
         ["three", "rest", "upgraded"],
     ]
     assert lines[-1] == "3 upgraded"
+
+
+def test_what_an_operator_has_stopped_is_left_so_and_not_waited_for(fleet: Fleet) -> None:
+    machine = fleet.add("one", instances=["a", "b"], ready=[])
+    fleet.tables["one"]["ready"] = [
+        machine.ready_url,
+        "http://127.0.0.1:9/readyz",
+    ]  # that of b: nobody listens
+    (machine.place / "stopped").write_text("processor@b.service\n")
+    done = fleet.deploy("--wheel", fleet.wheel("2"))
+    assert done.states() == {"one": "upgraded"}, done.err
+    assert "processor@b.service is inactive (dead)" in done.hosts["one"]["before"]
+    (machine.place / "stopped").unlink()
+    # nothing is excused where everything ran before
+    failed = fleet.deploy("--wheel", fleet.wheel("3", "sulks"))
+    assert failed.states() == {"one": "BROKEN"}

@@ -53,7 +53,7 @@ def test_only_some_machines_can_be_meant(write) -> None:
         ("[hosts.a]\n", 'known_hosts = "…" is missing'),
         ('known_hosts = "nowhere"\n[hosts.a]\n', "there is no file"),
         (KNOWN + "paralell = 3\n[hosts.a]\n", "did you mean parallel"),
-        (KNOWN + "parallel = 0\n[hosts.a]\n", "parallel = 0 must be a whole number greater than 0"),
+        (KNOWN + "parallel = 0\n[hosts.a]\n", "parallel = 0 must be a whole number, at least 1"),
         (KNOWN + "parallel = true\n[hosts.a]\n", "parallel = True must be"),
         (KNOWN + "[hosts.a]\nprot = 22\n", "did you mean port"),
         (KNOWN + "[hosts.a]\nport = 99999\n", "port = 99999 must be a number from 1 to 65535"),

@@ -8,21 +8,24 @@ from typing import Any
 import asyncpg
 import pytest
 
+import processor
 from tests.conftest import RunningStack
-from tests.systemd.conftest import KEY, QUEUE, install, settings
+from tests.systemd.conftest import KEY, QUEUE, ROOT, install, settings
+from tests.systemd.deployment import OLDER, broken, deploy, of_version
 from tests.systemd.machine import BROUGHT, Machine
 
 pytestmark = pytest.mark.timeout(400)  # the first one waits for pip, too
 UNIT = "processor.service"
-ROOT = "/opt/supabase-job-processor"
+INSTANCES = ["processor@a.service", "processor@b.service"]
 
 
 @pytest.fixture(autouse=True)
 def running(machine: Machine) -> None:
     """Begin each test with one daemon, and nothing else."""
     machine.run("systemctl", "stop", "processor-maintenance.timer", "processor@*.service")
+    machine.run("systemctl", "disable", *INSTANCES)
     machine.run("systemctl", "reset-failed", "processor*", check=False)
-    machine.run("systemctl", "start", UNIT)
+    machine.run("systemctl", "enable", "--now", UNIT)
 
 
 class Jobs:
@@ -58,6 +61,10 @@ class Jobs:
 @pytest.fixture
 def jobs(service: Any, machine: Machine) -> Jobs:
     return Jobs(service, machine)
+
+
+def command_line(machine: Machine, unit: str) -> str:
+    return machine.said("sh", "-c", f"tr '\\0' ' ' < /proc/{machine.pid(unit)}/cmdline")
 
 
 def status(machine: Machine) -> str:
@@ -220,52 +227,115 @@ async def test_three_that_are_started_at_once_are_exactly_three(machine: Machine
     assert [name for name in await jobs.workers() if name.startswith("machine")] == names
 
 
-async def test_an_upgrade_drains_and_can_be_taken_back(machine: Machine, jobs: Jobs, wheel: Path) -> None:
-    first = machine.said("readlink", f"{ROOT}/current")
-    job_id = await jobs.create("wait", {"seconds": 3})
-    await jobs.becomes(job_id, "processing")
-    _, said = await asyncio.to_thread(machine.run, *install(wheel), "--upgrade")
-    assert said.splitlines()[-1].startswith("install-service: installed processor ")
-    second = machine.said("readlink", f"{ROOT}/current")
-    assert (await jobs.row(job_id))["attempt"] == 1
-    assert (await jobs.row(job_id))["status"] == "completed"
-    assert second in machine.said("sh", "-c", f"tr '\\0' ' ' < /proc/{machine.pid(UNIT)}/cmdline")
-    machine.run(f"{BROUGHT}/scripts/install-service", "--rollback")
-    assert machine.said("readlink", f"{ROOT}/current") == first != second
-    assert first in machine.said("sh", "-c", f"tr '\\0' ' ' < /proc/{machine.pid(UNIT)}/cmdline")
-    assert machine.run(f"{BROUGHT}/scripts/install-service", "--rollback", check=False)[0] == 5
-
-
-async def test_two_instances_are_upgraded_under_load_and_no_job_waits_is_lost_or_runs_twice(
-    machine: Machine, jobs: Jobs, wheel: Path, admin: asyncpg.Connection
+def test_what_an_operator_has_stopped_stays_so_in_an_upgrade_and_on_the_way_back(
+    machine: Machine, wheel: Path
 ) -> None:
+    first = machine.said("readlink", f"{ROOT}/current")
     machine.run("systemctl", "stop", UNIT)
-    units = ["processor@a.service", "processor@b.service"]
-    machine.run("systemctl", "start", *units)
-    before = [machine.pid(unit) for unit in units]
-    upgraded = asyncio.create_task(
-        asyncio.to_thread(machine.run, *install(wheel), "--upgrade"), name="upgrade"
-    )
-    made = []
-    while not upgraded.done():
-        made.append(await jobs.create("greet", {"name": "x"}))
-        await asyncio.sleep(0.05)
-    await upgraded
-    assert [pid in before for pid in (machine.pid(unit) for unit in units)] == [False, False]
+    said = machine.said(*install(wheel))
+    assert said.endswith(f": nothing ran; left stopped: processor-maintenance.timer {UNIT}")
+    second = machine.said("readlink", f"{ROOT}/current")
+    machine.run("systemctl", "start", "processor@a.service")
+    rollback = f"{BROUGHT}/scripts/install-service", "--rollback"
+    machine.run(*rollback)
+    assert machine.said("readlink", f"{ROOT}/current") == first != second
+    assert first in command_line(machine, "processor@a.service")
+    said = machine.said(*install(wheel), "--upgrade")
+    assert said.endswith(": processor@a.service")
+    assert machine.said("readlink", f"{ROOT}/current") in command_line(machine, "processor@a.service")
+    assert machine.show(UNIT, "ActiveState", "UnitFileState") == {
+        "ActiveState": "inactive",
+        "UnitFileState": "enabled",
+    }
+    machine.run(*rollback)
+    assert machine.run(*rollback, check=False)[0] == 5  # there is one way back
+
+
+async def test_two_instances_change_over_ssh_between_two_schemas_under_load_and_no_job_is_lost_or_runs_twice(
+    machine: Machine, jobs: Jobs, wheel: Path, inventory: Path, admin: asyncpg.Connection, stack: RunningStack
+) -> None:
+    """The load lasts from the new package through an older one, which the schema still serves, and back."""
+    machine.run("systemctl", "disable", "--now", UNIT)
+    machine.write("/etc/processor/processor.toml", settings(stack.url, slots=20))
+    machine.run("systemctl", "enable", "--now", *INSTANCES)
+    before = machine.said("readlink", f"{ROOT}/current")
+    made: list[str] = []
+    served: dict[str, set[str]] = {}
+
+    async def load() -> None:
+        while True:
+            made.append(await jobs.create("linger", {"seconds": 0.3}))
+            await asyncio.sleep(0.05)
+
+    async def until_served_by_both(version: str) -> None:
+        """Wait until both daemons have had a job of the load."""
+        known = len(made)
+        workers = await admin.fetch(
+            "select id, name from public.job_workers where version = $1 and name like 'machine-_'", version
+        )
+        names = {row["id"]: row["name"] for row in workers}
+        deadline = time.monotonic() + 60
+        while {*(served.get(version, ()))} != {"machine-a", "machine-b"}:
+            assert time.monotonic() < deadline, (served, names, machine.trouble())
+            by = await admin.fetch(
+                "select distinct worker_id from public.jobs where id = any ($1::uuid[])", made[known:]
+            )
+            served[version] = {names[row["worker_id"]] for row in by if row["worker_id"] in names}
+            await asyncio.sleep(0.1)
+
+    loading = asyncio.create_task(load(), name="load")
+    try:
+        await until_served_by_both(processor.__version__)
+        older = of_version(wheel, inventory.parent, OLDER)
+        code, host, log = await asyncio.to_thread(deploy, inventory, "--wheel", older)
+        assert (code, host["state"]) == (0, "upgraded"), f"{host}\n{log}\n{machine.trouble()}"
+        assert f"installed processor {OLDER}" in host["said"]
+        await until_served_by_both(OLDER)
+        code, host, log = await asyncio.to_thread(deploy, inventory, "--rollback")
+        assert (code, host["state"]) == (0, "went back"), f"{host}\n{log}\n{machine.trouble()}"
+        assert machine.said("readlink", f"{ROOT}/current") == before
+    finally:
+        loading.cancel()
+        await asyncio.wait({loading})
+        machine.write("/etc/processor/processor.toml", settings(stack.url))
+    assert loading.cancelled(), loading.exception()
     for job_id in made:
         await jobs.becomes(job_id, "completed")
     rows = await admin.fetch(
         """
-        select j.failures, extract(epoch from j.started_at - j.created_at) as waited,
-          (select count(*) from public.job_logs l where l.job_id = j.id and l.message = 'greeting') as runs
+        select j.attempt, j.failures, extract(epoch from j.started_at - j.created_at) as waited,
+          (select count(*) from public.job_logs l where l.job_id = j.id and l.message = 'lingering') as runs
         from public.jobs j where j.id = any ($1::uuid[])
         """,
         made,
     )
-    assert len(rows) == len(made) > 10
-    assert {(row["failures"], row["runs"]) for row in rows} == {(0, 1)}
-    # never worse than by polling; what the one that drains gives back begins anew with the other
+    assert len(rows) == len(made) > 50
+    assert {(row["attempt"], row["failures"], row["runs"]) for row in rows} == {(1, 0, 1)}
+    # never worse than by polling
     assert max(row["waited"] for row in rows) < 5
+    # each of the daemons that were replaced had something to finish
+    stopped = [
+        entry["event"]["running"]
+        for unit in INSTANCES
+        for entry in machine.journal(unit)
+        if entry["event"].get("event") == "daemon.stopping"
+    ]
+    assert len(stopped) >= 4
+    assert any(stopped)
+
+
+def test_a_version_that_does_not_run_goes_back_over_ssh_and_what_was_stopped_stays_so(
+    machine: Machine, wheel: Path, inventory: Path
+) -> None:
+    machine.run("systemctl", "enable", "--now", *INSTANCES)
+    before = machine.said("readlink", f"{ROOT}/current")
+    machine.run("systemctl", "stop", INSTANCES[1])
+    code, host, log = deploy(inventory, "--wheel", broken(wheel, inventory.parent))
+    assert (code, host["state"]) == (1, "failed, went back"), f"{host}\n{log}\n{machine.trouble()}"
+    assert machine.said("readlink", f"{ROOT}/current") == before
+    assert before in command_line(machine, INSTANCES[0])
+    assert [machine.show(unit, "ActiveState")["ActiveState"] for unit in INSTANCES] == ["active", "inactive"]
+    assert not list((machine.root / "tmp").glob("processor-deploy.*"))
 
 
 def test_what_cannot_be_installed_changes_nothing(machine: Machine) -> None:
