@@ -7,7 +7,7 @@ import time
 
 from pydantic import BaseModel, field_validator
 
-from processor import Cancel, Discard, JobContext, JobError, JobItem, Processor, Retry, Snooze
+from processor import Cancel, Discard, JobContext, JobError, JobItem, Processor, Retry, Snooze, __version__
 
 PREFIX = os.environ.get("TEST_PREFIX", "test")
 app = Processor()
@@ -62,10 +62,11 @@ async def wait(job: JobContext) -> str:
 
 
 @job("linger")
-async def linger(job: JobContext) -> None:
-    """Say that it runs, and last for the payload's seconds."""
+async def linger(job: JobContext) -> dict:
+    """Say that it runs, last for the payload's seconds, and tell who did it."""
     job.log.info("lingering")
     await asyncio.sleep(job.payload["seconds"])
+    return {"name": os.environ.get("PROCESSOR_NAME"), "version": __version__}
 
 
 @job("slow", timeout=0.3)

@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory, stack: RunningStack, wheel: Path) -> Iterator[Machine]:
-    """Boot a machine, and install on it; what the first test waits for is mostly pip."""
+    """Boot a machine, and install on it as a newcomer does; what the first test waits for is mostly pip."""
     if (lacks := Machine.lacks()) is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(lacks)
@@ -47,15 +47,19 @@ def machine(tmp_path_factory: pytest.TempPathFactory, stack: RunningStack, wheel
         machine.boot()
         shutil.copy(wheel, machine.root / BROUGHT.removeprefix("/"))
         machine.write(
-            "/opt/supabase-job-processor/app/app.py", (TREE / "tests/apps/behaviours.py").read_text()
-        )
-        machine.write("/etc/processor/processor.toml", settings(stack.url))
-        machine.write("/etc/processor/processor.env", f"TEST_PREFIX={QUEUE}\n")
-        machine.write(KEY, stack.service_role_key, 0o600)
-        machine.write(
             "/etc/systemd/system/processor.service.d/quick.conf", "[Service]\nWatchdogSec=3\nRestartSec=0.2\n"
         )
-        machine.run(f"{BROUGHT}/scripts/install-service", "--wheel", f"{BROUGHT}/{wheel.name}")
+        told = machine.said(f"{BROUGHT}/scripts/install-service", "--wheel", f"{BROUGHT}/{wheel.name}")
+        machine.write(f"{ROOT}/app/app.py", (TREE / "tests/apps/behaviours.py").read_text())
+        machine.write("/etc/processor/processor.toml", settings(stack.url))
+        machine.write("/etc/processor/processor.env", f"TEST_PREFIX={QUEUE}\n")
+        # what is left to do is told, to be copied
+        assert machine.run("systemctl", "is-enabled", "processor.service", check=False)[1] == "disabled"
+        rest = told.splitlines()[-1].removeprefix("install-service: ")
+        machine.run("sh", "-c", f"printf %s '{stack.service_role_key}' | {{ {rest}; }}")
+        for unit in ("processor.service", "processor-maintenance.timer"):
+            assert machine.said("systemctl", "is-enabled", unit) == "enabled"
+            assert machine.said("systemctl", "is-active", unit) == "active"
         machine.run("cp", "-a", f"{ROOT}/current/.", FIRST)
         own = ["systemd", "bin/processor", "lib/python3*/site-packages/*processor*"]
         machine.run("sh", "-c", f"cd {FIRST} && rm -r {' '.join(own)}")
