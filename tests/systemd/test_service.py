@@ -10,6 +10,7 @@ import pytest
 
 import processor
 from tests.conftest import RunningStack
+from tests.faults import FaultProxy
 from tests.systemd.conftest import KEY, QUEUE, ROOT, install, settings
 from tests.systemd.deployment import OLDER, broken, deploy, of_version
 from tests.systemd.machine import BROUGHT, Machine
@@ -84,13 +85,21 @@ async def test_it_is_not_up_while_the_project_is_away_and_comes_up_with_it(
     machine: Machine, jobs: Jobs, stack: RunningStack
 ) -> None:
     machine.run("systemctl", "stop", UNIT)
-    machine.write("/etc/processor/processor.toml", settings("http://127.0.0.1:1"))
-    machine.run("systemctl", "start", "--no-block", UNIT)
-    await machine.until(lambda: "registered: the API has not accepted this worker yet" in status(machine))
-    assert machine.show(UNIT, "ActiveState")["ActiveState"] == "activating"
-    machine.write("/etc/processor/processor.toml", settings(stack.url))
-    await machine.until(lambda: machine.show(UNIT, "ActiveState")["ActiveState"] == "active")
-    await jobs.becomes(await jobs.create("greet", {"name": "x"}), "completed")
+    try:
+        async with FaultProxy(stack.url) as project:
+            project.refuse()
+            machine.write("/etc/processor/processor.toml", settings(project.url))
+            machine.run("systemctl", "start", "--no-block", UNIT)
+            await machine.until(
+                lambda: "registered: the API has not accepted this worker yet" in status(machine)
+            )
+            assert machine.show(UNIT, "ActiveState")["ActiveState"] == "activating"
+            await project.heal()
+            await machine.until(lambda: machine.show(UNIT, "ActiveState")["ActiveState"] == "active")
+            await jobs.becomes(await jobs.create("greet", {"name": "x"}), "completed")
+            await asyncio.to_thread(machine.run, "systemctl", "stop", UNIT)
+    finally:
+        machine.write("/etc/processor/processor.toml", settings(stack.url))
 
 
 async def test_a_frozen_daemon_is_started_anew(machine: Machine, jobs: Jobs) -> None:
