@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.machines import SSHD, Fleet
+from tests.fleet.machines import Fleet, need_sshd
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    if not Path(SSHD).exists():
-        reason = "there is no sshd here: apt-get install openssh-server"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_sshd()
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # what Debian's sshd locks itself into; others need none
     made = Fleet(tmp_path)

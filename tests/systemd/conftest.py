@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunningStack
-from tests.fleet.machines import SSHD, free_port, key
+from tests.fleet.machines import free_port, key, need_sshd
 from tests.systemd.machine import BROUGHT, TREE, Machine
 
 QUEUE = "served"
@@ -83,11 +83,7 @@ def settings(url: str, slots: int = 3) -> str:
 @pytest.fixture
 def inventory(machine: Machine, tmp_path: Path) -> Iterator[Path]:
     """Let an sshd run on the machine, and name it and its two instances in an inventory."""
-    if not Path(SSHD).exists():
-        reason = "there is no sshd here: apt-get install openssh-server"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_sshd()
     port = free_port()
     for name in ("host_key", "user_key"):
         key(tmp_path / name)
@@ -120,6 +116,7 @@ def inventory(machine: Machine, tmp_path: Path) -> Iterator[Path]:
         f"""
         known_hosts = "known_hosts"
         canary_seconds = 1
+        settle_seconds = 0
         [hosts.machine]
         address = "127.0.0.1"
         port = {port}
