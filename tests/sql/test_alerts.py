@@ -256,7 +256,8 @@ async def test_of_long_books_is_told_what_an_operators_check_has_found(project, 
 
 async def test_a_schedule_that_makes_no_job_is_told_of_until_it_does(project, worker):
     await project.sql(
-        "insert into public.job_schedules (name, cron, kind, next_run_at) values ('nightly', '0 3 * * *', 'echo', $1)",
+        "insert into public.job_schedules (name, cron, kind, next_run_at) "
+        "values ('nightly', '0 3 * * *', 'echo', $1)",
         NOON + timedelta(minutes=1),
     )
     assert await alerts(project) == {}
