@@ -125,8 +125,8 @@ def test_every_link_to_the_run_book_leads_to_a_section():
 
 def test_what_the_database_tells_of_has_the_same_names():
     told = set(re.findall(r"'(Processor[A-Z]\w+)'", (ROOT / "sql" / "83_alerts.sql").read_text()))
-    assert told
-    assert told <= set(ALERTS)
+    assert len(told) > 8
+    assert told - set(ALERTS) == {"ProcessorScheduleStuck"}, "there is no metric of schedules"
 
 
 def documented() -> set[str]:
