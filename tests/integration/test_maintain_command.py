@@ -186,7 +186,7 @@ async def test_books_that_are_not_right_are_told_by_everything_that_looks(alone)
 async def test_a_round_that_cannot_ask_the_project_says_so_once(tmp_path: Path) -> None:
     with Webhook(401) as project, Webhook(403, 200) as webhook:
         environment = {
-            "SUPABASE_URL": project.url,
+            "SUPABASE_URL": project.url.partition("/hooks")[0],
             "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_0123456789",
             "PROCESSOR_SPOOL_DIR": str(tmp_path / "state"),
             "PROCESSOR_ALERT_WEBHOOK": webhook.url,
