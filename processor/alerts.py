@@ -1,28 +1,18 @@
 """Telling people that something is wrong, without Prometheus: a request to an address that they give."""
 
+import hashlib
 import socket
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from processor.answers import Alert
+
 _ATTEMPTS = 4
 _TIMEOUT_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """One thing that is wrong now."""
-
-    alert: str
-    """Its name, the same every time, and the same as in Prometheus' rules."""
-    severity: Literal["critical", "warning"]
-    summary: str
-    """What it means and what to do, in a sentence or two."""
-    since: str | None = None
-    """Since when, as ISO 8601, as far as anybody knows."""
 
 
 class NotTold(Exception):  # noqa: N818 - the name says what happened
@@ -30,7 +20,7 @@ class NotTold(Exception):  # noqa: N818 - the name says what happened
 
 
 async def tell(webhook: str, alerts: Sequence[Alert]) -> None:
-    """Post ``{"text": …, "host": …, "alerts": [{"alert", "severity", "summary", "since"}, …]}``.
+    """Post ``{"text", "host", "alerts": [{"alert", "severity", "about", "summary", "since", "state"}, …]}``.
 
     ``text`` is what Slack, Mattermost and their like show. Asked again where an answer would make sense.
 
@@ -38,9 +28,11 @@ async def tell(webhook: str, alerts: Sequence[Alert]) -> None:
         NotTold: it was refused, or nobody answered.
 
     """
-    host = socket.gethostname()
-    lines = [f"{alert.severity}: {alert.alert}: {alert.summary}" for alert in alerts]
-    body = {"text": "\n".join(lines), "host": host, "alerts": [asdict(alert) for alert in alerts]}
+    body = {
+        "text": "\n".join(_line(alert) for alert in alerts),
+        "host": socket.gethostname(),
+        "alerts": [alert.model_dump(mode="json") for alert in alerts],
+    }
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as http:
             async for attempt in AsyncRetrying(
@@ -55,6 +47,46 @@ async def tell(webhook: str, alerts: Sequence[Alert]) -> None:
         raise NotTold(f"PROCESSOR_ALERT_WEBHOOK answered {error.response.status_code}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotTold(f"PROCESSOR_ALERT_WEBHOOK cannot be reached: {type(error).__name__}") from error
+
+
+class Memory:
+    """Remembers on this machine's disk that people were told of something about ``url``.
+
+    For what the database cannot remember: that it cannot be asked. Without a ``directory`` nothing is
+    remembered, and everything is told each time. Its methods block for a moment, and raise ``OSError``.
+    """
+
+    def __init__(self, directory: Path | None, url: str, repeat_seconds: float) -> None:
+        name = f"told-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+        self._path = None if directory is None else directory / name
+        self._repeat = repeat_seconds
+
+    def take(self) -> bool:
+        """Say whether it is to be told now, which only one process at a time is told."""
+        if self._path is None:
+            return True
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._path.touch(exist_ok=False)
+        except FileExistsError:
+            if time.time() - self._path.stat().st_mtime < self._repeat:
+                return False
+            self._path.touch()
+        return True
+
+    def forget(self) -> bool:
+        """Say whether people were told, to one process, and that they are to be told anew next time."""
+        if self._path is None:
+            return False
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _line(alert: Alert) -> str:
+    return f"{alert.severity if alert.state == 'firing' else alert.state}: {alert.alert}: {alert.summary}"
 
 
 def _passing(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -162,6 +162,28 @@ class MetricsAnswer(_Wire):
 
     figures: DatabaseFigures | None
     again_in_seconds: float
+
+
+class Alert(_Wire):
+    """One thing that is wrong."""
+
+    alert: str
+    """Its name, the same every time, and the same as in Prometheus' rules."""
+    severity: Literal["critical", "warning"]
+    about: str = ""
+    """Which queue, worker, schedule, task or machine; empty: all."""
+    summary: str
+    """What it means and what to do, in a sentence or two."""
+    since: datetime | None = None
+    state: Literal["firing", "resolved"] = "firing"
+    """resolved: it was wrong, and is over."""
+
+
+class AlertsAnswer(_Wire):
+    """The answer to take_alerts: what is wrong, and what the caller is to tell people."""
+
+    wrong: tuple[Alert, ...]
+    tell: tuple[Alert, ...]
 
 
 class SpawnedJob(_Wire):

@@ -77,12 +77,14 @@ class Caller:
         shape: TypeAdapter[Any] | None = None,
         *,
         patience: float | None = None,
+        silence: float | None = None,
     ) -> Any:
         """Return the answer: of ``shape``, if one is given and it is such, or else as plain JSON.
 
-        ``patience`` 0 is for what is not to be repeated.
+        ``patience`` 0 is for what is not to be repeated; ``silence`` in seconds, for what takes longer than
+        functions do.
         """
-        send = partial(self._transport.post, f"/rest/v1/rpc/{function}", arguments)
+        send = partial(self._transport.post, f"/rest/v1/rpc/{function}", arguments, silence=silence)
         return await self._repeat(function, send, shape, self._patience if patience is None else patience)
 
     async def _select(self, table: str, query: dict[str, str], *, patience: float | None = None) -> Any:

@@ -156,6 +156,10 @@ class Settings(BaseModel):
     """Whether the panel's page is served there: /panel/."""
     alert_webhook: SecretStr | None = None
     """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
+    alert_repeat_seconds: float = Field(14400, ge=60, le=604800)
+    """After how long it posts again what is still wrong."""
+    alert_queue_depth: int = Field(20, ge=1, le=9999)
+    """More due jobs of a queue than this are wrong, for ``processor maintain`` and ``processor status``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -7,6 +7,9 @@ from processor.caller import Caller
 
 Row = dict[str, Any]
 
+_CHECK_SECONDS = 120.0
+"""How long the books may be read: a journal of millions."""
+
 _WATCHED = (
     "id,queue,kind,owner_id,status,progress,progress_message,items_total,items_done,items_failed,attempt,"
     "max_attempts,run_at,created_at,started_at,finished_at,cancel_requested_at,worker_id,error_code,"
@@ -131,6 +134,16 @@ class Operators(Caller):
     async def grant_credits(self, grant: Row) -> Row:
         """Give credits with ``grant_credits``' arguments; with an idempotency key it is safe to repeat."""
         return await self._row("grant_credits", grant)
+
+    async def check_credits(self) -> list[Row]:
+        """Return what is wrong with the books, at most 1000 faults; the whole journal is read, once."""
+        found: list[Row] = await self._call("check_credits", {}, patience=0, silence=_CHECK_SECONDS)
+        return found
+
+    async def read_alerts(self, max_depth: int) -> list[Row]:
+        """Return what is wrong now; more than ``max_depth`` due jobs of a queue are."""
+        found: list[Row] = await self._call("read_alerts", {"max_depth": max_depth})
+        return found
 
     async def read_workers(self) -> list[Row]:
         """Return the daemons, and how they are doing."""

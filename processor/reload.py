@@ -17,6 +17,8 @@ LIVE = frozenset(
         "grace_seconds",
         "cancel_grace_seconds",
         "alert_webhook",
+        "alert_repeat_seconds",
+        "alert_queue_depth",
     }
 )
 """Settings that a running daemon takes over; the others are built into its parts."""

@@ -8,6 +8,8 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from processor.answers import (
+    Alert,
+    AlertsAnswer,
     Attempt,
     CheckpointAnswer,
     Claim,
@@ -45,6 +47,8 @@ _COUNT = TypeAdapter(int)
 _RESCUE = TypeAdapter(Rescue)
 _SPAWNED = TypeAdapter(Spawned)
 _METRICS = TypeAdapter(MetricsAnswer)
+_ALERTS = TypeAdapter(tuple[Alert, ...])
+_TAKEN = TypeAdapter(AlertsAnswer)
 
 
 class Rpc(Caller):
@@ -152,6 +156,27 @@ class Rpc(Caller):
         """Read figures of the whole database, if no other worker does; once: somebody waits for the page."""
         answer = await self._call("read_metrics", {"worker_id": str(worker_id)}, patience=0)
         return _parse(_METRICS, "read_metrics", answer)
+
+    async def read_alerts(self, max_depth: int) -> tuple[Alert, ...]:
+        """Read what is wrong now; more than ``max_depth`` due jobs of a queue are."""
+        return _parse(_ALERTS, "read_alerts", await self._call("read_alerts", {"max_depth": max_depth}))
+
+    async def take_alerts(
+        self, request_id: UUID, findings: Sequence[Alert], *, max_depth: int, repeat_seconds: float
+    ) -> AlertsAnswer:
+        """Read what is wrong now, ``findings`` too, and take what of it is to be told to people."""
+        fields = {"alert", "severity", "about", "summary"}
+        arguments = {
+            "request_id": str(request_id),
+            "findings": [finding.model_dump(include=fields) for finding in findings],
+            "max_depth": max_depth,
+            "repeat_seconds": repeat_seconds,
+        }
+        return _parse(_TAKEN, "take_alerts", await self._call("take_alerts", arguments))
+
+    async def settle_alerts(self, request_id: UUID, *, told: bool) -> None:
+        """Say whether people were told what was taken; what they were not is due again at once."""
+        await self._call("settle_alerts", {"request_id": str(request_id), "told": told})
 
     async def spawn_jobs(
         self,

@@ -56,8 +56,8 @@ class Transport:
         self.headers = headers | {"Content-Type": "application/json"}
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, path: str, body: Any) -> Answer:
-        """Send JSON; return the answer, success or not.
+    async def post(self, path: str, body: Any, *, silence: float | None = None) -> Answer:
+        """Send JSON; return the answer, success or not. ``silence`` in seconds: how long it may take to come.
 
         Raises:
             ApiUnreachable: there was none, or it broke off.
@@ -65,23 +65,26 @@ class Transport:
 
         """
         data = _encode(body).encode()
-        return await self._send("POST", path, data if len(data) <= _AT_ONCE else BytesIO(data))
+        return await self._send("POST", path, data if len(data) <= _AT_ONCE else BytesIO(data), silence)
 
     async def get(self, path: str) -> Answer:
         """Ask for what is at an encoded path; return the answer, and raise, as :meth:`post` does."""
         return await self._send("GET", path, None)
 
-    async def _send(self, method: str, path: str, data: bytes | BytesIO | None) -> Answer:
+    async def _send(
+        self, method: str, path: str, data: bytes | BytesIO | None, silence: float | None = None
+    ) -> Answer:
         if self._session is None:
             self._session = self._open()
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS) as patience:
+            async with asyncio.timeout(silence or _ANSWER_SECONDS) as patience:
                 response = await self._session.request(
                     method,
                     self.url + path,
                     data=data,
                     headers=self.headers,
                     allow_redirects=False,
+                    timeout=_TIMEOUT if silence is None else _patient(silence),
                 )
                 patience.reschedule(None)  # from here on it is silence that counts, not length
                 async with response:
@@ -111,6 +114,10 @@ class Transport:
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=_proxy(self.url),
         )
+
+
+def _patient(silence: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(sock_connect=_TIMEOUT.sock_connect, sock_read=silence)
 
 
 def _proxy(url: str) -> str | None:

@@ -21,7 +21,7 @@ comment on column processor.metric_reader.read_at is 'When it read last: after 9
 comment on column processor.metric_reader.jobs_to is 'The last job that was counted.';
 comment on column processor.metric_reader.entries_to is 'The last entry of the journal that was counted.';
 comment on column processor.metric_reader.checked_at is 'When processor.check_credits() was asked last.';
-comment on column processor.metric_reader.credit_faults is 'How many rows it gave; null: not asked.';
+comment on column processor.metric_reader.credit_faults is 'How many rows it gave, at most 1000 if an operator asked; null: not asked.';
 
 create table if not exists processor.metric_totals (
   name text not null,
@@ -299,7 +299,8 @@ begin
     return jsonb_build_object('figures', null, 'again_in_seconds', 10);
   end if;
   insert into processor.metric_reader (only_one) values (true) on conflict (only_one) do nothing;
-  select * into r from processor.metric_reader;
+  -- an operator may be checking the books
+  select * into r from processor.metric_reader for update;
   -- for how long it is another's, if that one dies now
   select least(w.lease_expires_at, r.read_at + interval '90 seconds') - moment into taken
   from public.job_workers w where w.id = r.worker_id and w.id <> read_metrics.worker_id;
@@ -309,8 +310,10 @@ begin
   perform processor.count_for_metrics();
   if r.entries_to >= 1000000
     or (select c.reltuples from pg_catalog.pg_class c where c.oid = 'public.jobs'::regclass) >= 1000000
-  then -- it would read both whole
-    r.credit_faults := null;
+  then -- it would read both whole; what an operator, or a timer of theirs, has found by public.check_credits() counts for a while
+    if r.checked_at is null or r.checked_at < moment - interval '2 days' then
+      r.credit_faults := null;
+    end if;
   elsif r.checked_at is null or r.checked_at <= moment - interval '1 hour' then
     r.credit_faults := processor.count_credit_faults();
     r.checked_at := moment;

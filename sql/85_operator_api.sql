@@ -548,3 +548,26 @@ begin
 end
 $$;
 comment on function public.run_schedule(text) is 'processor.run_schedule() for operators: one more job of it, now.';
+
+create or replace function public.check_credits()
+returns table (problem text, owner_id uuid, job_id uuid, expected bigint, found bigint)
+language plpgsql
+security definer -- nobody but the owner of schema processor may use it
+rows 10
+set search_path = '', pg_temp
+set statement_timeout = '10min' -- PostgREST takes it over for the request: a journal may be longer than a role's own limit allows
+as $$
+#variable_conflict use_column
+declare
+  faults bigint;
+begin
+  perform processor.check_operator();
+  return query select * from processor.check_credits() limit 1000;
+  get diagnostics faults = row_count;
+  insert into processor.metric_reader (only_one) values (true) on conflict (only_one) do nothing;
+  update processor.metric_reader r set checked_at = processor.now(), credit_faults = faults where r.only_one;
+end
+$$;
+comment on function public.check_credits() is
+  'processor.check_credits() for operators: no row means that the books are right; at most 1000 faults. What it finds is what alerts and '
+  'metrics say where the journal is too long for them to read.';

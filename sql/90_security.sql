@@ -19,7 +19,7 @@ declare
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
     'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
     'read_jobs', 'read_job', 'pause_queue', 'resume_queue', 'set_queue_limits', 'drain_worker', 'pause_schedule', 'resume_schedule',
-    'run_schedule', 'read_alerts', 'read_metrics'
+    'run_schedule', 'check_credits', 'read_alerts', 'take_alerts', 'settle_alerts', 'read_metrics'
   ];
   o record;
 begin
@@ -115,6 +115,8 @@ grant execute on function
   public.expire_credits(int),
   public.check_installation(),
   public.read_alerts(int),
+  public.take_alerts(uuid, jsonb, int, double precision),
+  public.settle_alerts(uuid, boolean),
   public.read_metrics(uuid)
 to service_role, job_processor;
 -- functions: operators, who may be signed-in users; each asks who is calling
@@ -134,7 +136,8 @@ grant execute on function
   public.drain_worker(text),
   public.pause_schedule(text),
   public.resume_schedule(text),
-  public.run_schedule(text)
+  public.run_schedule(text),
+  public.check_credits()
 to authenticated, service_role;
 -- functions: a server that sells credits
 grant execute on function

@@ -1,7 +1,4 @@
-"""``processor credits``: an owner's account, grants, and the statement.
-
-The books are checked in the SQL editor: select * from processor.check_credits().
-"""
+"""``processor credits``: an owner's account, grants, the statement; and whether the books are right."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from rich.text import Text
 
 from processor.cli import look, values
 from processor.cli.config import ConfigFile
-from processor.cli.project import AsJson, ask
+from processor.cli.project import AsJson, Code, ask
 from processor.operators import Operators, Row
 
-app = typer.Typer(help="Credits: show, grant, history.", no_args_is_help=True)
+app = typer.Typer(help="Credits: show, grant, history, check.", no_args_is_help=True)
 
 Owner = Annotated[
     UUID, typer.Argument(metavar="OWNER", help="Id of the user, from auth.users.", show_default=False)
@@ -139,6 +136,35 @@ def history(
     look.print_table(out, columns, lines, right=("change", "balance"), flexible=("job or reason",))
     if len(rows) == limit:
         out.print(f"older ones: --before {rows[-1]['id']}", style="dim")
+
+
+@app.command()
+def check(*, config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Check that every credit is accounted for; exit code 0: the books are right, 1: they are not.
+
+    It reads the whole journal. Where that is too long for alerts to read they say what this found: have a
+    timer run it daily.
+    """
+    faults = ask(config_file, lambda project: project.check_credits())
+    if as_json:
+        look.print_json({"ok": not faults, "faults": faults})
+    elif faults:
+        rows = [
+            [
+                look.words(fault["problem"], "red"),
+                look.words(fault["owner_id"]),
+                look.words(fault["job_id"] or ""),
+                look.number(fault["expected"]),
+                look.number(fault["found"]),
+            ]
+            for fault in faults
+        ]
+        columns = ("fault", "owner", "job", "expected", "found")
+        look.print_table(look.console(), columns, rows, right=("expected", "found"), flexible=("fault",))
+    else:
+        look.console().print("ok: the books are right")
+    if faults:
+        raise typer.Exit(Code.REFUSED)
 
 
 def _change(amount: int) -> Text:

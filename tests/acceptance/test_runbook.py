@@ -75,9 +75,9 @@ class Steps:
         assert self._blocks == [], "commands that the test left out"
 
 
-async def serving(shop: Shop, **settings: str) -> tuple[Daemon, str]:
+async def serving(shop: Shop, *, name: str | None = None, **settings: str) -> tuple[Daemon, str]:
     """Start a daemon that listens; return it and its port."""
-    daemon = await shop.daemon(PROCESSOR_HTTP_PORT="0", PROCESSOR_NAME=shop.queue, **settings)
+    daemon = await shop.daemon(PROCESSOR_HTTP_PORT="0", PROCESSOR_NAME=name or shop.queue, **settings)
     return daemon, (await daemon.event("daemon.listening"))["url"].rsplit(":", 1)[1]
 
 
@@ -145,6 +145,7 @@ async def test_jobs_that_wait_or_hang_or_fail(shop: Shop, stack: RunningStack, s
     steps.done()
 
     steps = Steps("Credits look wrong", stack, owner_id=owner.id)
+    assert await steps.do() == ["ok: the books are right\n"]
     shown, history = await steps.do()
     assert "50" in shown
     assert "reserve" in history
@@ -194,13 +195,13 @@ async def test_a_backup_and_an_upgrade(shop: Shop, stack: RunningStack, tmp_path
     assert f"schema version {SCHEMA_VERSION}" in (await steps.do())[0]
     await steps.do()
     assert old.process.poll() is None
-    new, port = await serving(shop)
+    new, port = await serving(shop, name=f"{shop.queue}-new")
     steps.names["port"] = port
     assert json.loads((await steps.do())[0])["status"] == "ok"
     assert await old.ended() == 0
     assert new.process.poll() is None
     [said] = await steps.do(WELL_OR_NOT)
-    assert re.search(rf"^{shop.queue} +alive", said, re.MULTILINE)
+    assert re.search(rf"^{shop.queue}-new +alive", said, re.MULTILINE)
     steps.done()
 
 

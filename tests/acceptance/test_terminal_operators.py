@@ -88,12 +88,12 @@ async def test_credits_are_granted_once_per_key_shown_and_told_line_by_line(shop
     assert nobody.json["issued"] == 0
 
 
-async def test_status_says_what_is_wrong_and_its_exit_code_too(shop, terminal):
+async def test_status_says_what_is_wrong_and_its_exit_code_too(shop, terminal, admin):
     daemon = await shop.daemon(PROCESSOR_NAME=shop.queue)
     well, table = await terminal.session(("status", "--json"), ("status",))
     told = json.loads(well.out)
-    assert not [problem for problem in told["problems"] if problem["name"] == shop.queue]
-    assert (well.code == 0) == told["ok"] == (told["problems"] == [])
+    assert shop.queue not in {alert["about"] for alert in told["alerts"]}
+    assert (well.code == 0) == told["ok"] == (told["alerts"] == [])
     (worker,) = [row for row in told["workers"] if row["name"] == shop.queue]
     assert (worker["alive"], worker["feed"]) == (True, "realtime")
     assert [line.split()[1] for line in table.out.splitlines() if line.startswith(shop.queue)] == [
@@ -103,20 +103,19 @@ async def test_status_says_what_is_wrong_and_its_exit_code_too(shop, terminal):
 
     daemon.process.terminate()
     assert await daemon.ended() == 0
-    await shop.create("greet", {"name": "Ann"})
-    bad, table, patient = await terminal.session(
-        ("status", "--json"), ("status",), ("status", "--wait", "no time")
+    job = await shop.create("greet", {"name": "Ann"})
+    await admin.execute(
+        "update public.jobs set run_at = run_at - interval '6 minutes' where id = $1::uuid", job["id"]
     )
-    assert (bad.code, table.code, patient.code) == (1, 1, 2)
-    assert {
-        "what": "queue", "name": shop.queue, "why": "1 due, and no live worker serves it",
-        "try": "select * from processor.stuck_jobs",
-    } in json.loads(bad.out)["problems"]  # fmt: skip
-    assert f"problem queue {shop.queue}: 1 due, and no live worker serves it" in table.out
-    await terminal.run("queues", "pause", shop.queue)
-    assert shop.queue not in {
-        problem["name"] for problem in json.loads((await terminal.run("status", "--json")).out)["problems"]
-    }
+    bad, table = await terminal.session(("status", "--json"), ("status",))
+    assert (bad.code, table.code) == (1, 1)
+    (alert,) = [alert for alert in json.loads(bad.out)["alerts"] if alert["about"] == shop.queue]
+    assert (alert["alert"], alert["severity"]) == ("ProcessorJobsWaitLong", "warning")
+    assert "No live worker serves it: start one." in alert["summary"]
+    assert f"warning ProcessorJobsWaitLong: {alert['summary'][:40]}" in table.out
+    await shop.service.rpc("cancel_job", {"job_id": job["id"]}).execute()
+    told = json.loads((await terminal.run("status", "--json")).out)
+    assert shop.queue not in {alert["about"] for alert in told["alerts"]}
 
 
 async def test_a_worker_is_listed_and_drained(shop, terminal):

@@ -182,8 +182,8 @@ MANY = """
 async def test_a_large_backlog_is_not_counted_to_its_end(project, worker):
     await project.sql(MANY, NOON - timedelta(minutes=9), 30_000)
     told = await alerts(project)
-    assert "20000 or more jobs of queue default" in told["ProcessorQueueDeep"]["summary"]
-    assert "20000 or more due jobs" in told["ProcessorJobsWaitLong"]["summary"]
+    assert "10000 or more jobs of queue default" in told["ProcessorQueueDeep"]["summary"]
+    assert "10000 or more due jobs" in told["ProcessorJobsWaitLong"]["summary"]
 
 
 # what ended
@@ -234,13 +234,39 @@ async def test_books_that_do_not_add_up_are_told_of(project, worker):
     assert "account.available is not the sum of its lots" in told["summary"]
 
 
-async def test_long_books_are_left_to_a_check_of_their_own(project, worker):
+async def test_of_long_books_is_told_what_an_operators_check_has_found(project, worker):
     await project.sql(
         "update public.credit_accounts set spent = spent + 1, available = available - 1 where owner_id = $1",
         ALICE,
     )
     await project.sql("select setval(pg_get_serial_sequence('public.credit_entries', 'id'), 200000)")
     await project.grant(ALICE, 1)
+    assert await alerts(project) == {}
+    faults = len(await project.read("check_credits"))
+    told = (await alerts(project))["ProcessorCreditsWrong"]
+    assert f"{faults} faults when they were last checked" in told["summary"]
+    assert told["since"] == NOON.isoformat()
+    await project.sql("update public.credit_accounts set spent = spent - 1, available = available + 1")
+    assert await project.read("check_credits") == []
+    assert await alerts(project) == {}
+
+
+# schedules
+
+
+async def test_a_schedule_that_makes_no_job_is_told_of_until_it_does(project, worker):
+    await project.sql(
+        "insert into public.job_schedules (name, cron, kind, next_run_at) "
+        "values ('nightly', '0 3 * * *', 'echo', $1)",
+        NOON + timedelta(minutes=1),
+    )
+    assert await alerts(project) == {}
+    await project.later(minutes=3)
+    await worker.heartbeat(feed="realtime")
+    told = (await alerts(project))["ProcessorScheduleStuck"]
+    assert (told["about"], told["since"]) == ("nightly", (NOON + timedelta(minutes=1)).isoformat())
+    assert "no worker has run it" in told["summary"]
+    await project.sql("update public.job_schedules set paused = true")
     assert await alerts(project) == {}
 
 

@@ -104,6 +104,13 @@ async def _(k, project):
     await project.call("drain_worker", worker="web-1")
     [row] = await k.cook()
     assert (row["alert"], row["severity"]) == ("ProcessorNoLiveWorker", "critical")
+    assert await k.cook(1) == []
+    [told] = (await project.call("take_alerts", request_id=ALICE))["tell"]
+    [row] = await k.cook(1)
+    assert (row["alert"], row["told_at"]) == (told["alert"], None)
+    await project.call("settle_alerts", request_id=ALICE, told=True)
+    [row] = await k.cook(1)
+    assert row["told_at"] is not None
 
 
 @recipe("How are the queues?")

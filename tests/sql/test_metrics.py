@@ -209,14 +209,19 @@ async def test_a_fault_in_the_books_is_told_within_the_hour(watched):
     assert (await figures(worker))["credit_faults"] == faults
 
 
-async def test_books_too_long_to_be_read_whole_are_not_checked(watched):
-    worker = await watched.worker()
+async def test_of_books_too_long_to_be_read_whole_an_operators_check_counts_for_two_days(watched):
+    worker = await watched.worker(lease_seconds=3600)
     await figures(worker)
     await watched.sql("update processor.metric_reader set entries_to = 1000000, checked_at = null")
     assert (await figures(worker))["credit_faults"] is None
     await watched.sql("update processor.metric_reader set entries_to = 0")
     assert (await figures(worker))["credit_faults"] == 0
     await watched.sql("update pg_class set reltuples = 1000000 where oid = 'public.jobs'::regclass")
+    await watched.sql("update public.credit_accounts set issued = issued + 1, available = available + 1")
+    assert (await figures(worker))["credit_faults"] == 0
+    faults = len(await watched.read("check_credits"))
+    assert (await figures(worker))["credit_faults"] == faults > 0
+    await watched.later(hours=49)
     assert (await figures(worker))["credit_faults"] is None
 
 

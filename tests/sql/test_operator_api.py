@@ -96,6 +96,7 @@ CALLS = {
     "pause_schedule": {"name": "nightly"},
     "resume_schedule": {"name": "nightly"},
     "run_schedule": {"name": "nightly"},
+    "check_credits": {},
 }
 
 

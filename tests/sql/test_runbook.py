@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from processor.rpc import SCHEMA_VERSION
 from tests.sql.harness import ALICE, BOB, ROOT, Project, done, failed, fixture
 
 BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -177,5 +178,6 @@ async def _(book, project):
 
 @symptom("Upgrade without downtime")
 async def _(book, project):
+    assert await book.step() == [[{"schema": SCHEMA_VERSION, "oldest_daemons": SCHEMA_VERSION - 1}]]
     [[worker]] = await book.step()
     assert (worker["name"], worker["alive"], worker["draining"]) == ("web-1", True, False)

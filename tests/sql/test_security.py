@@ -28,6 +28,7 @@ OPERATOR_FUNCTIONS = {
     "pause_schedule",
     "resume_schedule",
     "run_schedule",
+    "check_credits",
 }
 """Signed-in users may call them too, and are refused unless they are operators."""
 WORKER_FUNCTIONS = {
@@ -49,6 +50,8 @@ WORKER_FUNCTIONS = {
     "expire_credits",
     "check_installation",
     "read_alerts",
+    "take_alerts",
+    "settle_alerts",
     "read_metrics",
 }
 OURS = "('public', 'processor')"

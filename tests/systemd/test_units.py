@@ -30,6 +30,22 @@ def test_a_service_is_exposed_as_little_as_promised(unit: Path) -> None:
     assert float(level) <= MOST
 
 
+@pytest.mark.parametrize("name", ["processor.service", "processor@.service"])
+def test_a_daemon_may_take_so_much_and_is_started_so_often(name: str) -> None:
+    unit = dict(
+        line.split("=", 1)
+        for line in (TREE / "systemd" / name).read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    )
+    # what dies at once again and again must reach the limit before its time is over
+    assert int(unit["RestartSec"]) * int(unit["StartLimitBurst"]) < int(unit["StartLimitIntervalSec"])
+    assert unit["Restart"] == "always"
+    assert unit["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert int(unit["MemoryHigh"].rstrip("%")) < int(unit["MemoryMax"].rstrip("%")) < 100
+    assert int(unit["TasksMax"]) <= int(unit["LimitNOFILE"])
+    assert int(unit["LimitCORE"]) == 0, "a core would have the key in it"
+
+
 def test_an_instance_is_the_service_but_for_its_name() -> None:
     one, many = (
         [line for line in (TREE / "systemd" / name).read_text().splitlines() if not line.startswith("#")]

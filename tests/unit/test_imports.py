@@ -76,7 +76,7 @@ ARROWS = {
     "dump": {"feed", "redact", "report", "settle", "worker"},
     "status": {"config", "feed", "hold", "redact", "report", "rpc", "settle", "worker"},
     "reload": {"config", "errors"},
-    "alerts": set(),
+    "alerts": {"answers"},
     "notify": set(),
     "single": {"config", "errors"},
     "feed": {"errors", "observer"},
