@@ -38,6 +38,7 @@ from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
 from processor.status import Status
+from processor.telemetry import telemetry
 from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
@@ -62,7 +63,8 @@ class Daemon:
         key = self._credential.token
         self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
         observer = self._metrics or NOBODY
-        self._tracing = tracing(wanted=settings.traces)
+        self._tracing = tracing(wanted="traces" in settings.otel)
+        self._telemetry = telemetry(self._metrics, wanted="metrics" in settings.otel)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key, observer=observer)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
@@ -202,7 +204,7 @@ class Daemon:
                 ready=self._checks.ready,
                 status=self._status.read,
                 on_end=self._background.ended,
-                exposition=None if self._metrics is None else self._metrics.exposition,
+                exposition=self._metrics.exposition if self._metrics and self._settings.metrics else None,
             )
             log.info("daemon.listening", url=await self._web.start())
         if not await self._unless_stopped("resources", self._resources.start()):
@@ -227,6 +229,8 @@ class Daemon:
                 self._worker, self._settler, self._hold, lambda: not any(self._checks.ready().values())
             )
             self._background.start("metrics", self._metrics.run())
+        if self._telemetry is not None:
+            self._background.start("telemetry", self._telemetry.run())
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
@@ -293,6 +297,8 @@ class Daemon:
             await self._web.stop()
         await self._executor.close()
         await self._tracing.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.aclose()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:
