@@ -27,6 +27,7 @@ from processor import __version__
 from processor.spans import resource
 
 _UNITS = {"seconds": "s", "bytes": "By"}
+"""By the end of a name; all else has none: of "1" a collector makes names that end in `_ratio`."""
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 _UNKNOWN: Any = None
 """The least and the greatest value in a histogram: the protocol can do without them, its types cannot."""
@@ -56,6 +57,8 @@ def points(families: Iterable[Family], began: int) -> list[Metric]:
     now = time.time_ns()
     found = []
     for family in families:
+        if not family.samples:
+            continue
         # what the database tells has grown since long before, and who knows when that began
         since = 0 if family.name.startswith("processor_database_") else began
         data: Sum | Gauge | Histogram
@@ -68,13 +71,14 @@ def points(families: Iterable[Family], began: int) -> list[Metric]:
                 data = Histogram(_distributions(family, since, now), _CUMULATIVE)
             case _:
                 continue
-        unit = _UNITS.get(family.name.rpartition("_")[2], "1")
+        unit = _UNITS.get(family.name.rpartition("_")[2], "")
         found.append(Metric(family.name, family.documentation, unit, data))
     return found
 
 
 def _numbers(family: Family, since: int, now: int) -> list[NumberDataPoint]:
-    return [NumberDataPoint(sample.labels, since, now, sample.value) for sample in family.samples]
+    # some are truth values to Prometheus' client, which the wire has no place for
+    return [NumberDataPoint(sample.labels, since, now, float(sample.value)) for sample in family.samples]
 
 
 def _distributions(family: Family, since: int, now: int) -> list[HistogramDataPoint]:

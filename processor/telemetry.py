@@ -69,6 +69,6 @@ def _interval(environment: Mapping[str, str]) -> float:
         seconds = float(text) / 1000
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < float("inf"):
         raise ConfigError(f"{_INTERVAL}: {text!r} is no number of milliseconds above 0")
     return seconds

@@ -66,4 +66,4 @@ def tracing(*, wanted: bool) -> Tracing:
 
 def needs_otel(what: str, error: ImportError) -> str:
     """Say what is missing for one of the words of ``PROCESSOR_OTEL``."""
-    return f"PROCESSOR_OTEL: {what} need the extra 'otel': pip install 'supabase-job-processor[otel]' ({error})"
+    return f"PROCESSOR_OTEL: {what} need more: pip install 'supabase-job-processor[otel]' ({error})"
