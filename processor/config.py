@@ -144,8 +144,8 @@ class Settings(BaseModel):
     """Port of /healthz and /readyz; unset: off, 0: any free one."""
     metrics: bool = True
     """Whether /metrics is served there, for Prometheus."""
-    traces: bool = False
-    """Whether attempts become spans of OpenTelemetry; the ``OTEL_*`` variables say where they go."""
+    otel: Annotated[tuple[Literal["traces", "metrics"], ...], BeforeValidator(_names)] = ()
+    """What OpenTelemetry gets: attempts as spans, metrics, or both; ``OTEL_*`` variables say where."""
     http_jobs: bool = False
     """Whether signed-in users can watch their jobs there: /jobs/{id} and /jobs/{id}/events."""
     http_streams: int = Field(100, ge=1, le=10000)

@@ -40,6 +40,7 @@ from processor.service import Background
 from processor.settle import Settler
 from processor.spool import Spool
 from processor.status import Status
+from processor.telemetry import telemetry
 from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
@@ -71,7 +72,8 @@ class Daemon:
         bus = self.bus = Bus(observer, self._background.ended)
         if self._metrics is not None:
             self._metrics.listen(bus)
-        self._tracing = tracing(wanted=settings.traces)
+        self._tracing = tracing(wanted="traces" in settings.otel)
+        self._telemetry = telemetry(self._metrics, wanted="metrics" in settings.otel)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key, observer=observer)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
         self._feed = Feed(
@@ -215,7 +217,7 @@ class Daemon:
                 ready=self._checks.ready,
                 status=self._status.read,
                 on_end=self._background.ended,
-                exposition=None if self._metrics is None else self._metrics.exposition,
+                exposition=self._metrics.exposition if self._metrics and self._settings.metrics else None,
             )
             log.info("daemon.listening", url=await self._web.start())
         self._becomes("starting")
@@ -241,6 +243,8 @@ class Daemon:
                 self._worker, self._settler, self._hold, lambda: not any(self._checks.ready().values())
             )
             self._background.start("metrics", self._metrics.run())
+        if self._telemetry is not None:
+            self._background.start("telemetry", self._telemetry.run())
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
@@ -311,6 +315,8 @@ class Daemon:
             await self._web.stop()
         await self._executor.close()
         await self._tracing.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.aclose()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:

@@ -17,6 +17,7 @@ from processor.report import Reporter
 from processor.retry import Classifier
 from processor.run import Run, Stop
 from processor.settle import Settler
+from processor.tracing import carrier
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
@@ -132,6 +133,8 @@ class RunDesk:
     ) -> Sequence[UUID]:
         """Have the children made; raises ``JobError`` if the job is somebody else's."""
         self.admit()
+        if (trace := carrier()) is not None:  # else they have their parent's
+            children = [{"trace_context": trace, **child} for child in children]
         spawned = await self._settler.spawn(self._run.attempt, children, on_child_failure)
         self._check(stale=spawned.stale)
         made = sum(child.created for child in spawned.jobs)

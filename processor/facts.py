@@ -1,7 +1,7 @@
 """What a handler may know of its job, in whatever way it runs."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Generic, NoReturn, TypeVar
 from uuid import UUID
@@ -60,6 +60,14 @@ class JobFacts(Generic[P]):
     def tags(self) -> tuple[str, ...]:
         """The job's tags."""
         return self._job.tags or ()
+
+    @property
+    def trace_context(self) -> Mapping[str, str] | None:
+        """What the job was created within, for tracing: ``traceparent`` and ``tracestate``.
+
+        Where ``PROCESSOR_OTEL`` has traces, the handler's own spans are within the attempt's by themselves.
+        """
+        return self._job.trace_context
 
     @property
     def tick(self) -> datetime | None:

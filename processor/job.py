@@ -98,6 +98,7 @@ class ChildOptions(TypedDict, total=False):
     max_attempts: int
     timeout_seconds: float
     tags: Sequence[str]
+    trace_context: Mapping[str, str]
 
 
 class NewChild(ChildOptions, total=False):
@@ -133,6 +134,8 @@ class Job(BaseModel):
     items_total: int = 0
     items_done: int = 0
     tags: tuple[str, ...] | None = None
+    trace_context: Mapping[str, str] | None = None
+    """What it was created within, for tracing: ``traceparent`` and ``tracestate``."""
     cancel_requested: bool = False
     parent_id: UUID | None = None
     children: tuple[Child, ...] = ()

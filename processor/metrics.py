@@ -156,9 +156,19 @@ class Metrics(Observer):
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all of it, and its media type, in the format that ``accept`` asks for."""
-        await self._figures.refresh()
+        await self.refresh()
         encode, media_type = choose_encoder(accept)
-        return encode(_Collected(self._collected)), media_type
+        return encode(_Collected(self.collect)), media_type
+
+    async def refresh(self) -> None:
+        """Read the figures of the database, if it is time."""
+        await self._figures.refresh()
+
+    def collect(self) -> Iterable[Metric]:
+        """Collect all but the times at which series began: a third of all, and nobody asks for them."""
+        for family in self.registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
     # -- what it hears ----------------------------------------------------------------------------
 
@@ -243,12 +253,6 @@ class Metrics(Observer):
             self._codes.add(code)
         return code
 
-    def _collected(self) -> Iterable[Metric]:
-        """Collect all but the times at which series began: a third of all, and nobody asks for them."""
-        for family in self.registry.collect():
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-            yield family
-
     def _collect(self) -> Iterable[Metric]:
         info = GaugeMetricFamily("processor_build_info", "Which version runs.", labels=("version", "python"))
         info.add_metric((__version__, platform.python_version()), 1)
@@ -301,6 +305,6 @@ def measure(
     settings: Settings, work: Assignment, read: Callable[[], Awaitable[MetricsAnswer]]
 ) -> Metrics | None:
     """Return what counts for such a daemon, if anybody can look; ``read`` asks the database."""
-    if settings.http_port is None or not settings.metrics:
+    if not (settings.http_port is not None and settings.metrics) and "metrics" not in settings.otel:
         return None
     return Metrics(work, settings.lease_seconds, Figures(read))

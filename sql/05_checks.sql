@@ -135,6 +135,72 @@ end
 $$;
 comment on function processor.check_tags(text[]) is 'Raise JQ006 if tags are not at most 20 texts of at most 100 characters.';
 
+create or replace function processor.is_traceparent(value text)
+returns boolean
+language sql
+immutable
+set search_path = '', pg_temp
+as $$
+  select coalesce(is_traceparent.value ~ '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$', false)
+$$;
+comment on function processor.is_traceparent(text) is
+  'Whether a text is a traceparent of W3C Trace Context: version, trace, span and flags.';
+
+create or replace function processor.read_trace_context(carrier jsonb)
+returns jsonb
+language plpgsql
+set search_path = '', pg_temp
+as $$
+begin
+  if read_trace_context.carrier in ('null', '{}') then -- what tracing libraries give where nothing is traced
+    return null;
+  end if;
+  if jsonb_typeof(read_trace_context.carrier) <> 'object'
+    or not processor.is_traceparent(read_trace_context.carrier ->> 'traceparent')
+    or jsonb_typeof(coalesce(read_trace_context.carrier -> 'tracestate', '""')) <> 'string'
+  then
+    perform processor.fail('JQ006', format('trace_context is no trace context: %s', left(read_trace_context.carrier::text, 200)), '',
+      'Give what your tracing library injects into headers: {"traceparent": "00-<trace>-<span>-01", "tracestate": "…"}, in lower case.');
+  end if;
+  return processor.trace_carrier(read_trace_context.carrier ->> 'traceparent', read_trace_context.carrier ->> 'tracestate');
+end
+$$;
+comment on function processor.read_trace_context(jsonb) is
+  'What is kept of what a tracing library has injected: traceparent and tracestate; null if it is empty; JQ006 if it is anything else.';
+
+create or replace function processor.trace_carrier(traceparent text, tracestate text)
+returns jsonb
+language sql
+immutable
+set search_path = '', pg_temp
+as $$
+  -- the standard has a longer tracestate dropped, or one that is none, rather than the trace
+  select jsonb_strip_nulls(jsonb_build_object('traceparent', trace_carrier.traceparent, 'tracestate',
+    case when length(trace_carrier.tracestate) <= 512 and trace_carrier.tracestate ~ '^[ -~]+$' then trace_carrier.tracestate end))
+$$;
+comment on function processor.trace_carrier(text, text) is 'The two as jobs.trace_context has them.';
+
+create or replace function processor.request_trace_context()
+returns jsonb
+language plpgsql
+stable
+set search_path = '', pg_temp
+as $$
+declare
+  -- cut out, not parsed: whatever stands there, a header is no reason to refuse a job
+  headers constant text := current_setting('request.headers', true);
+  traceparent constant text := substring(headers from '"traceparent"\s*:\s*"([^"\\]*)"');
+begin
+  -- one that is not sampled need not have been meant for us: gateways add headers of their own, and our spans would be lost with it
+  if processor.is_traceparent(traceparent) and right(traceparent, 1) in ('1', '3', '5', '7', '9', 'b', 'd', 'f') then
+    return processor.trace_carrier(traceparent, substring(headers from '"tracestate"\s*:\s*"([^"\\]*)"'));
+  end if;
+  return null;
+end
+$$;
+comment on function processor.request_trace_context() is
+  'The trace context in the headers of the request, as Supabase''s clients send it (tracePropagation); null: none, or one not sampled.';
+
 create or replace function processor.check_elements(jobs jsonb, internal boolean, what text default 'job')
 returns void
 language plpgsql
@@ -142,7 +208,8 @@ set search_path = '', pg_temp
 as $$
 declare
   known constant text[] := array['kind', 'payload', 'items', 'queue', 'priority', 'run_at', 'delay_seconds', 'idempotency_key',
-    'unique_key', 'on_conflict', 'owner_id', 'max_attempts', 'timeout_seconds', 'tags', 'parent_id', 'children', 'on_child_failure'];
+    'unique_key', 'on_conflict', 'owner_id', 'max_attempts', 'timeout_seconds', 'tags', 'parent_id', 'children', 'on_child_failure',
+    'trace_context'];
   bad record;
 begin
   if jsonb_typeof(check_elements.jobs) is distinct from 'array' then

@@ -44,6 +44,7 @@ create table if not exists public.jobs (
   children_open int not null default 0,
   children_failed int not null default 0,
   on_child_failure text not null default 'continue',
+  trace_context jsonb,
   constraint jobs_status_is_known check (
     status in ('pending', 'processing', 'completed', 'partial', 'failed', 'cancelled')
   ),
@@ -138,6 +139,8 @@ comment on column public.jobs.children_failed is 'How many of them ended otherwi
 comment on column public.jobs.on_child_failure is
   'continue: the parent looks at what failed when the last child has ended. fail: the first failure ends it, CHILD_FAILED, '
   'and cancels its other children.';
+comment on column public.jobs.trace_context is
+  'What it was created within, for tracing: {"traceparent", "tracestate"} as W3C Trace Context has them; null: nobody said.';
 
 create table if not exists public.job_items (
   job_id uuid not null references public.jobs (id) on delete cascade,

@@ -73,7 +73,8 @@ begin
       parent_id uuid,
       children jsonb,
       on_child_failure text,
-      retry_of uuid
+      retry_of uuid,
+      trace_context jsonb
     );
   end if;
 end
@@ -135,7 +136,8 @@ begin
       on_child_failure text,
       units int,
       unit_price bigint,
-      per_item boolean
+      per_item boolean,
+      trace_context jsonb
     );
   end if;
 end
@@ -167,6 +169,7 @@ comment on column processor.draft.on_child_failure is 'As in jobs.';
 comment on column processor.draft.units is 'How many tickets its hold has.';
 comment on column processor.draft.unit_price is 'The price of each; 0: no hold.';
 comment on column processor.draft.per_item is 'Whether a ticket is an item, or the job.';
+comment on column processor.draft.trace_context is 'As in jobs.';
 
 create or replace function processor.place_in_call(draft processor.draft, detail text)
 returns text
@@ -205,6 +208,10 @@ declare
   client constant boolean := processor.is_client() and not (draft_jobs.internal and processor.is_operator());
   caller constant uuid := auth.uid();
   moment constant timestamptz := processor.now();
+  -- nobody's but the caller's: a schedule has none, and what is repeated has its own
+  around constant jsonb := case
+    when not draft_jobs.internal and position('"traceparent"' in current_setting('request.headers', true)) > 0
+    then processor.request_trace_context() end;
   most constant int := 20; -- levels of children: what ends a job goes up and down the family, and the stack has an end
   drafts processor.draft[] := '{}'::processor.draft[];
   wave jsonb := draft_jobs.wanted; -- the jobs of one depth
@@ -246,6 +253,7 @@ begin
         parent := null;
         parent.id := drafts[above[e.ordinality]].id;
         parent.owner_id := drafts[above[e.ordinality]].owner_id;
+        parent.trace_context := drafts[above[e.ordinality]].trace_context;
       elsif e.parent_id is distinct from parent.id and e.parent_id is not null then
         select * into parent from public.jobs j where j.id = e.parent_id and (not client or j.owner_id = caller);
         if not found then
@@ -260,6 +268,7 @@ begin
         end if;
         d.parent_id := parent.id;
         d.owner_id := parent.owner_id;
+        d.trace_context := parent.trace_context;
       elsif client then
         if d.owner_id <> caller then
           perform processor.fail('JQ010', 'owner_id is not yours', '', 'Leave owner_id out: a job belongs to the user who creates it.');
@@ -335,6 +344,12 @@ begin
       d.tags := coalesce(e.tags, '{}');
       if d.tags <> '{}' then
         perform processor.check_tags(d.tags);
+      end if;
+
+      if e.trace_context is not null then
+        d.trace_context := processor.read_trace_context(e.trace_context);
+      elsif around is not null and d.trace_context is null then
+        d.trace_context := around;
       end if;
 
       d.items_total := 0;

@@ -241,10 +241,11 @@ begin
 
     with rows as (
       insert into public.jobs (id, queue, kind, owner_id, priority, payload, items_total, max_attempts, run_at, created_at, updated_at,
-        timeout, credits_held, idempotency_key, input_digest, unique_key, retry_of, tags, parent_id, on_child_failure)
+        timeout, credits_held, idempotency_key, input_digest, unique_key, retry_of, tags, parent_id, on_child_failure,
+        trace_context)
       select x.id, x.queue, x.kind, x.owner_id, x.priority, x.payload, x.items_total, x.max_attempts, x.run_at, x.created_at, x.created_at,
         x.timeout, x.unit_price * x.units, x.idempotency_key, x.input_digest, x.unique_key, x.retry_of, x.tags, x.parent_id,
-        x.on_child_failure
+        x.on_child_failure, x.trace_context
       from unnest(wave) x
       on conflict do nothing
       returning id
@@ -371,7 +372,8 @@ create or replace function public.create_job(
   on_conflict text default 'error',
   parent_id uuid default null,
   children jsonb default null,
-  on_child_failure text default 'continue'
+  on_child_failure text default 'continue',
+  trace_context jsonb default null
 )
 returns public.jobs
 language plpgsql
@@ -388,7 +390,7 @@ declare
     'unique_key', create_job.unique_key, 'owner_id', create_job.owner_id, 'max_attempts', create_job.max_attempts,
     'timeout_seconds', create_job.timeout_seconds, 'tags', create_job.tags, 'delay_seconds', create_job.delay_seconds,
     'on_conflict', create_job.on_conflict, 'parent_id', create_job.parent_id, 'children', create_job.children,
-    'on_child_failure', create_job.on_child_failure
+    'on_child_failure', create_job.on_child_failure, 'trace_context', create_job.trace_context
   ));
   drafts processor.draft[];
   job public.jobs;
@@ -404,11 +406,12 @@ begin
 end
 $$;
 comment on function public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[], numeric, text,
-  uuid, jsonb, text) is
+  uuid, jsonb, text, jsonb) is
   'Create a job and reserve its credits, in the caller''s transaction. Repeating it with the same idempotency_key '
   'returns the same job. Users create jobs of public kinds, as themselves; the service may name any owner or none. '
   'With children it starts when they have ended; with a unique_key, on_conflict says what happens if a job has it: '
-  'error, replace (a pending one is cancelled) or return (that job).';
+  'error, replace (a pending one is cancelled) or return (that job). trace_context is what a tracing library injects into headers; '
+  'without it, the one in the headers of the request.';
 
 create or replace function public.create_jobs(jobs jsonb)
 returns jsonb

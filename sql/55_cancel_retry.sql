@@ -80,7 +80,8 @@ set search_path = '', pg_temp
 as $$
   select jsonb_build_object('kind', job.kind, 'queue', job.queue, 'owner_id', job.owner_id, 'priority', job.priority,
     'payload', job.payload, 'max_attempts', job.max_attempts, 'timeout_seconds', extract(epoch from job.timeout),
-    'tags', job.tags, 'unique_key', job.unique_key, 'on_child_failure', job.on_child_failure)
+    'tags', job.tags, 'unique_key', job.unique_key, 'on_child_failure', job.on_child_failure,
+    'trace_context', job.trace_context)
 $$;
 comment on function processor.same_again(public.jobs) is 'What every repetition of a job has from it.';
 

@@ -122,7 +122,7 @@ begin
       'Give [{"name", "tick", "next"}, …], or leave it out to learn what is due.');
   end if;
   perform processor.check_range('the number of ticks', jsonb_array_length(run_due_schedules.ticks), 0, 1000);
-  -- LOCK: schedules, by name, waiting for none: one that another worker has in hand is run there. Then what create_jobs locks
+  -- LOCK: schedules, by name, waiting for none: one that another worker has in hand is run there. Then what add_jobs locks
   select array_agg(l.name) into names from (
     select s.name from public.job_schedules s
     where s.name in (select e.value ->> 'name' from jsonb_array_elements(run_due_schedules.ticks) e)
@@ -136,7 +136,8 @@ begin
     cross join lateral jsonb_array_elements(e.value -> 'jobs') with ordinality j;
     exit when jobs = '[]';
     begin
-      made := public.create_jobs(jobs);
+      select coalesce(jsonb_agg(jsonb_build_object('id', a.job_id, 'created', a.created) order by a.n), '[]') into made
+      from processor.add_jobs(jobs, internal => true) a;
       exit;
     exception when others then
       -- what passes by itself is tried again, by the caller or at the next call

@@ -123,7 +123,7 @@ begin
     select json_agg(c)
     from (
       select j.id, j.queue, j.kind, j.owner_id, j.priority, j.payload, j.attempt, j.failures, j.max_attempts, j.run_at, j.created_at,
-        j.tags, extract(epoch from coalesce(j.timeout, q.timeout)) as timeout_seconds,
+        j.tags, j.trace_context, extract(epoch from coalesce(j.timeout, q.timeout)) as timeout_seconds,
         j.cancel_requested_at is not null as cancel_requested, j.items_total, j.items_done, j.parent_id,
         case when j.items_total = 0 then '[]' else processor.open_items(j.id) end as items,
         case when j.items_done = 0 then '[]' else processor.done_items(j.id) end as done,

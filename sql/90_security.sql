@@ -90,7 +90,8 @@ grant execute on function processor.is_operator() to authenticated;
 grant execute on function processor.now() to service_role;
 -- functions: clients
 grant execute on function
-  public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[], numeric, text, uuid, jsonb, text),
+  public.create_job(text, jsonb, jsonb, text, int, timestamptz, text, text, uuid, int, numeric, text[], numeric, text, uuid, jsonb, text,
+    jsonb),
   public.create_jobs(jsonb),
   public.cancel_job(uuid),
   public.retry_job(uuid, boolean)

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,7 @@ from processor.hold import clock
 from processor.job import refuse_decision
 from processor.jsonb import to_jsonb
 from processor.log import of_job
+from processor.tracing import carried
 
 _PR_SET_PDEATHSIG = 1
 _STDERR = 2
@@ -121,15 +122,26 @@ class Child:
 
     # -- a job ------------------------------------------------------------------------------------
 
-    def _run(self, module: str, name: str, brief: bytes, fields: dict[str, Any], _ends: float) -> None:
-        answer = contextvars.copy_context().run(attempt, self._handle, module, name, brief, fields)
+    def _run(
+        self,
+        module: str,
+        name: str,
+        brief: bytes,
+        fields: dict[str, Any],
+        trace: Mapping[str, str] | None,
+        _ends: float,
+    ) -> None:
+        handle = contextvars.copy_context().run
+        answer = handle(attempt, self._handle, module, name, brief, fields, trace)
         with self._watching:
             self._busy = False
             faulthandler.cancel_dump_traceback_later()
         self._job = self._line = None
         self.send(("end", answer))
 
-    def _handle(self, module: str, name: str, packed: bytes, fields: dict[str, Any]) -> Any:
+    def _handle(
+        self, module: str, name: str, packed: bytes, fields: dict[str, Any], trace: Mapping[str, str] | None
+    ) -> Any:
         if self._client is None:
             raise RuntimeError("a job came before the greeting")
         function: Any = importlib.import_module(module)
@@ -148,7 +160,8 @@ class Child:
         if self._stopped:
             job.cancelled.set()
         self.send(("called",))
-        result = function(job)
+        with carried(trace):
+            result = function(job)
         try:
             refuse_decision(result)
             return to_jsonb(result)

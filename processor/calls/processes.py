@@ -21,6 +21,7 @@ from processor.clients import ApplicationClient
 from processor.context import JobContext
 from processor.errors import ErrorCode, JobError
 from processor.hold import Hold
+from processor.tracing import carrier
 
 LOOK_SECONDS = 1.0
 """How long a handler may take to see that it is to stop, before SIGTERM says so."""
@@ -73,7 +74,7 @@ class Processes:
             late = asyncio.get_running_loop().call_later(START_SECONDS, on_called)
             try:
                 name = (function.__module__, function.__qualname__)
-                process.send(("job", *name, pickle.dumps(brief), fields, self._hold.ends))
+                process.send(("job", *name, pickle.dumps(brief), fields, carrier(), self._hold.ends))
                 answer = await self._until_ended(process, switchboard, gate, on_called)
             finally:
                 late.cancel()
