@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.sql.harness import ALICE, NOON, OPERATOR, Worker, fence, fixture
+from tests.sql.harness import ALICE, NOON, OPERATOR, Worker, fence, fixture, until_waiting
 
 HOOK = "https://crm.example/hook"
 
@@ -233,7 +233,7 @@ async def test_tries_that_began_before_the_circuit_opened_do_not_double_the_wait
     assert datetime.fromisoformat(health["opened_until"]) == NOON + timedelta(minutes=1)
 
 
-async def test_the_two_tries_that_come_at_the_same_moment_probe_once(database):
+async def test_two_tries_at_the_same_moment_probe_once(database):
     one, two, observer = [await database.project() for _ in range(3)]
     await one.kind("echo")
     await one.call("add_webhook", name="crm", url=HOOK)
@@ -245,9 +245,45 @@ async def test_the_two_tries_that_come_at_the_same_moment_probe_once(database):
     )
     jobs = await first.claim(2)
     second = Deliverer(first.worker.through(two))
-    answers = await asyncio.gather(first.begin(jobs[0]), second.begin(jobs[1]))
-    assert sorted(answer["go"] for answer in answers) == [False, True]
+    async with one.connection.transaction():
+        assert (await first.begin(jobs[0]))["go"]
+        other = asyncio.create_task(second.begin(jobs[1]))
+        await until_waiting(observer, two)
+    assert (await other)["reason"] == "circuit_open"
     assert await observer.sql("select count(*) from processor.webhook_deliveries where probe") == 1
+
+
+async def test_two_tries_at_the_same_moment_take_two_tokens(database):
+    one, two, observer = [await database.project() for _ in range(3)]
+    await one.kind("echo")
+    await one.call("add_webhook", name="crm", url=HOOK, rate_limit=1, rate_seconds=86400)
+    first = Deliverer(await one.worker())
+    await event(one, 2)
+    jobs = await first.claim(2)
+    second = Deliverer(first.worker.through(two))
+    async with one.connection.transaction():
+        assert (await first.begin(jobs[0]))["go"]
+        other = asyncio.create_task(second.begin(jobs[1]))
+        await until_waiting(observer, two)
+    assert (await other)["reason"] == "rate_limited"
+
+
+async def test_two_failures_at_the_same_moment_are_two(database):
+    one, two, observer = [await database.project() for _ in range(3)]
+    await one.kind("echo")
+    await one.call("add_webhook", name="crm", url=HOOK)
+    first = Deliverer(await one.worker())
+    await event(one, 2)
+    jobs = await first.claim(2)
+    for job in jobs:
+        await first.begin(job)
+    second = Deliverer(first.worker.through(two))
+    async with one.connection.transaction():
+        await first.end(jobs[0], succeeded=False, status=500)
+        other = asyncio.create_task(second.end(jobs[1], succeeded=False, status=500))
+        await until_waiting(observer, two)
+    await other
+    assert (await state(observer))["consecutive_failures"] == 2
 
 
 async def test_enabling_an_endpoint_closes_its_circuit(project, deliverer):
