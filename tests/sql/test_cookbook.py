@@ -53,6 +53,8 @@ class Kitchen:
             "kind": "translate",
             "worker": "web-1",
             "schedule": "nightly",
+            "webhook": "crm",
+            "url": "https://crm.example/hook",
         }
 
     async def cook(self, block: int = 0, **names):
@@ -362,6 +364,71 @@ async def _(k, project):
     await scheduled(project)
     await k.cook()
     assert await project.sql("select processor.next_schedule_at()") is None
+
+
+@recipe("Tell somebody of what becomes of jobs")
+async def _(k, project):
+    [row] = await k.cook()
+    assert row["status"] == "pending"
+    endpoint = await project.sql("select to_jsonb(e) from public.webhook_endpoints e")
+    assert (endpoint["name"], endpoint["events"]) == ("crm", ["job.completed", "job.failed"])
+
+
+async def told(project):
+    """Have an endpoint that was told of a job, by a delivery that was given up."""
+    await project.call("add_webhook", name="crm", url="https://crm.example/hook")
+    await project.cancel(project.waiting)
+    worker = await project.worker()
+    [delivery] = await worker.claim(queues=["webhooks"])
+    await worker.finish(delivery, "fail", error_code="UPSTREAM_UNAVAILABLE", error_message="answered 500")
+    return delivery
+
+
+@recipe("Do webhooks arrive?")
+async def _(k, project):
+    await told(project)
+    [row] = await k.cook()
+    assert (row["name"], row["state"], row["waiting"], row["given_up_last_day"]) == ("crm", "new", 0, 1)
+
+
+@recipe("What was delivered, what was given up?")
+async def _(k, project):
+    delivery = await told(project)
+    [row] = await k.cook()
+    assert (str(row["job_id"]), row["event"]) == (delivery["id"], "job.cancelled")
+    assert str(row["subject_id"]) == project.waiting["id"]
+
+
+@recipe("Deliver once more")
+async def _(k, project):
+    delivery = await told(project)
+    [row] = await k.cook(delivery_id=delivery["id"])
+    assert (row["status"], str(row["retry_of"])) == ("pending", delivery["id"])
+    [row] = await k.cook(1)
+    assert (row["retried"], row["problems"]) == (0, []), "it is on its way"
+
+
+@recipe("Change a webhook")
+async def _(k, project):
+    await project.call("add_webhook", name="crm", url="https://crm.example/hook")
+    await k.cook()
+    await project.cancel(project.waiting)
+    assert await project.sql("select count(*) from public.jobs where queue = 'webhooks'") == 0
+
+
+@recipe("Rotate the secret of a webhook")
+async def _(k, project):
+    await project.call("add_webhook", name="crm", url="https://crm.example/hook")
+    [row] = await k.cook()
+    assert row["rotate_webhook"]["secret"].startswith("whsec_")
+    assert await project.sql("select secrets from processor.webhook_health") == 2
+
+
+@recipe("Remove a webhook")
+async def _(k, project):
+    await project.call("add_webhook", name="crm", url="https://crm.example/hook")
+    assert await k.cook() == [{"name": "crm"}]
+    assert await project.sql("select count(*) from public.webhook_endpoints") == 0
 
 
 @recipe("Give credits")

@@ -11,7 +11,7 @@ from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, fixture
 
 LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
 CLIENT_FUNCTIONS = {"create_job", "create_jobs", "cancel_job", "retry_job", "read_jobs", "read_job"}
-OPERATED = {"job_queues", "job_schedules", "job_workers"}
+OPERATED = {"job_queues", "job_schedules", "job_workers", "webhook_endpoints"}
 """Tables of which a user sees rows if he is an operator."""
 OPERATOR_FUNCTIONS = {
     "read_queues",
@@ -29,6 +29,15 @@ OPERATOR_FUNCTIONS = {
     "resume_schedule",
     "run_schedule",
     "check_credits",
+    "add_webhook",
+    "remove_webhook",
+    "enable_webhook",
+    "disable_webhook",
+    "rotate_webhook",
+    "redeliver_webhook",
+    "test_webhook",
+    "read_webhooks",
+    "read_webhook_deliveries",
 }
 """Signed-in users may call them too, and are refused unless they are operators."""
 WORKER_FUNCTIONS = {
@@ -53,6 +62,8 @@ WORKER_FUNCTIONS = {
     "take_alerts",
     "settle_alerts",
     "read_metrics",
+    "begin_delivery",
+    "end_delivery",
 }
 OURS = "('public', 'processor')"
 OWNED = (
@@ -230,7 +241,7 @@ async def test_the_service_executes_all_public_functions_and_no_private_ones(pro
 
 async def test_the_service_reads_all_and_writes_the_knobs_only(project):
     rights = await rights_of(project, "service_role", "select", *WRITES)
-    knobs = {"job_queues", "job_kinds", "job_schedules"}
+    knobs = {"job_queues", "job_kinds", "job_schedules", "webhook_endpoints"}
     assert rights == {
         "select": {*TABLES, "credit_statement"},
         "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
