@@ -64,7 +64,7 @@ as $$
 #variable_conflict use_column
 declare
   moment constant timestamptz := processor.now();
-  since constant timestamptz := moment - interval '15 minutes';
+  from_then constant timestamptz := moment - interval '15 minutes';
 begin
   return query
   select 'ProcessorJobsFail', 'warning', n.queue,
@@ -73,14 +73,14 @@ begin
     o.first_at
   from processor.queue_names() n (queue)
   cross join lateral (
-    select count(*) as ended from public.jobs x where x.queue = n.queue and x.finished_at between since and moment
+    select count(*) as ended from public.jobs x where x.queue = n.queue and x.finished_at between from_then and moment
   ) e
   cross join lateral (
     select count(*) filter (where x.status in ('failed', 'partial')) as failed,
       count(*) filter (where x.status = 'cancelled') as cancelled,
       min(x.finished_at) filter (where x.status in ('failed', 'partial')) as first_at
     from public.jobs x
-    where x.queue = n.queue and x.finished_at between since and moment and x.status in ('partial', 'failed', 'cancelled')
+    where x.queue = n.queue and x.finished_at between from_then and moment and x.status in ('partial', 'failed', 'cancelled')
   ) o
   -- one of three is no rate
   where e.ended - o.cancelled >= 10 and o.failed > 0.1 * (e.ended - o.cancelled)
@@ -94,7 +94,7 @@ begin
     select sum(extract(epoch from l.finished_at - l.started_at)) / sum(l.items_done + l.items_failed) as seconds
     from (
       select x.started_at, x.finished_at, x.items_done, x.items_failed from public.jobs x
-      where x.queue = n.queue and x.finished_at between since and moment
+      where x.queue = n.queue and x.finished_at between from_then and moment
       order by x.finished_at desc, x.id desc limit 1000
     ) l
     where l.items_done + l.items_failed > 0 and l.started_at is not null
