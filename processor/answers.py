@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from processor.job import Job
 
@@ -162,6 +162,24 @@ class MetricsAnswer(_Wire):
 
     figures: DatabaseFigures | None
     again_in_seconds: float
+
+
+class Delivery(_Wire):
+    """The answer to begin_delivery: ``go`` with what to send it by, or why not."""
+
+    go: bool
+    stale: bool = False
+    """The job is no longer the worker's."""
+    gone: bool = False
+    """There is nobody to deliver to: ``reason`` is removed, disabled or expired."""
+    reason: str | None = None
+    wait_seconds: float | None = None
+    """With the ``reason`` rate_limited or circuit_open: not before so many seconds."""
+    url: str = Field(default="", repr=False)
+    secrets: tuple[str, ...] = Field(default=(), repr=False)
+    """All sign, the current one first."""
+    timeout_seconds: float = 0
+    allow_http: bool = False
 
 
 class SpawnedJob(_Wire):

@@ -11,6 +11,7 @@ from processor.answers import (
     Attempt,
     CheckpointAnswer,
     Claim,
+    Delivery,
     Heartbeat,
     ItemsAnswer,
     MetricsAnswer,
@@ -44,6 +45,7 @@ _SCHEDULES = TypeAdapter(SchedulesAnswer)
 _COUNT = TypeAdapter(int)
 _RESCUE = TypeAdapter(Rescue)
 _SPAWNED = TypeAdapter(Spawned)
+_DELIVERY = TypeAdapter(Delivery)
 _METRICS = TypeAdapter(MetricsAnswer)
 
 
@@ -169,6 +171,33 @@ class Rpc(Caller):
             "on_child_failure": on_child_failure,  # null leaves the parent as it is
         }
         return _parse(_SPAWNED, "spawn_jobs", await self._call("spawn_jobs", arguments))
+
+    async def begin_delivery(self, worker_id: UUID, job: Attempt) -> Delivery:
+        """Ask for what a webhook's try needs; the same attempt again gets the same answer."""
+        arguments = {"worker_id": str(worker_id), "job_id": str(job.id), "attempt": job.attempt}
+        return _parse(_DELIVERY, "begin_delivery", await self._call("begin_delivery", arguments))
+
+    async def end_delivery(
+        self,
+        worker_id: UUID,
+        job: Attempt,
+        *,
+        succeeded: bool,
+        status: int | None,
+        error: str | None,
+        seconds: float,
+    ) -> None:
+        """Tell how that try ended: ``status`` is the HTTP status, None without an answer; told twice, once."""
+        arguments = {
+            "worker_id": str(worker_id),
+            "job_id": str(job.id),
+            "attempt": job.attempt,
+            "succeeded": succeeded,
+            "status": status,
+            "error": None if error is None else redact(error),  # operators and the endpoint's owner read it
+            "seconds": seconds,
+        }
+        await self._call("end_delivery", arguments)
 
     async def deregister_worker(self, worker_id: UUID) -> None:
         """Leave; whatever is still held goes back."""

@@ -23,7 +23,7 @@
 --
 -- THE ONE LOCK ORDER
 --   schedule (by name) → creators' turns (advisory) → queue (by name) → account (by owner_id) → job (by id) → hold → lots
---   → items → worker
+--   → items → worker; and beside these, of a webhook: delivery (by job_id) → endpoint → tokens
 --   Whoever needs several rows of a kind locks them in ascending order before changing the first. With a job go its
 --   ancestors (processor.lock_jobs), whom its end concerns. What is taken out of order waits for nobody (skip locked).
 --
@@ -38,9 +38,10 @@
 --
 -- THE FILES load in the order of their numbers. Each can be pasted into the SQL editor, twice if need be.
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits, 42 holds · 45 how a job ends
---   50, 52 create · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress, logs, items
---   72 children · 73 checkpoints · 75 finish, release · 80 operators: credits · 81 the books · 82 views · 83 alerts, metrics
---   84 operators: functions · 85 over the API · 86 retention · 87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
+--   50, 52 create · 53 webhooks · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress,
+--   logs, items · 72 children · 73 checkpoints · 75 finish, release · 76 deliveries · 80 operators: credits · 81 the books · 82 views
+--   83 alerts, metrics · 84 operators: functions · 85 over the API, webhooks · 86 retention · 87 installation · 88 storage
+--   89 broadcast · 90 security · 95 realtime
 
 do $$
 begin

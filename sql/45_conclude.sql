@@ -253,6 +253,9 @@ begin
     end if;
     perform processor.settle_holds(settling);
   end if;
+  if exists (select from public.webhook_endpoints e where e.enabled) then
+    perform processor.announce(conclude.verdicts);
+  end if;
   if children is not null then
     perform processor.tell_parents(children);
   end if;
@@ -262,4 +265,4 @@ begin
 end
 $$;
 comment on function processor.conclude(processor.verdict[]) is
-  'Carry verdicts out, at most one a job: rows, items, credits, parents, children. The caller has called lock_jobs().';
+  'Carry verdicts out, at most one a job: rows, items, credits, webhooks, parents, children. The caller has called lock_jobs().';

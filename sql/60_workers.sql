@@ -78,16 +78,12 @@ begin
   perform processor.check_feed(register_worker.worker ->> 'feed');
   perform processor.check_transport(register_worker.worker ->> 'transport');
   perform processor.declare_schedules(register_worker.worker -> 'schedules');
-  -- LOCK: all queues at once, by name: two workers that start together must not make them in opposite orders
-  insert into public.job_queues (name)
-  select processor.check_name('queue', named.queue, '^[a-z0-9][a-z0-9_.-]{0,62}$')
-  from (
-    select jsonb_array_elements_text(register_worker.worker -> 'queues') as queue
+  -- LOCK: queues, by name
+  perform processor.make_queues(array(
+    select jsonb_array_elements_text(register_worker.worker -> 'queues')
     union
     select k ->> 'queue' from jsonb_array_elements(register_worker.worker -> 'kinds') k
-  ) named
-  order by named.queue
-  on conflict do nothing;
+  ));
   perform processor.declare_kind(k) from jsonb_array_elements(register_worker.worker -> 'kinds') k order by k ->> 'kind';
 
   insert into public.job_workers as w (id, name, host, pid, version, queues, kinds, slots, feed, lease, lease_expires_at,

@@ -245,7 +245,8 @@ as $$
   with ours (name, live) as (
     values ('jobs', true), ('job_items', true), ('job_checkpoints', false), ('job_logs', true), ('job_queues', true), ('job_workers', true),
       ('credit_accounts', true), ('credit_lots', false),
-      ('job_kinds', false), ('job_schedules', false), ('credit_entries', false), ('credit_holds', false), ('credit_captures', false)
+      ('job_kinds', false), ('job_schedules', false), ('credit_entries', false), ('credit_holds', false), ('credit_captures', false),
+      ('webhook_endpoints', false)
   )
   select format('table public.%s is missing', o.name) from ours o
   where to_regclass('public.' || o.name) is null

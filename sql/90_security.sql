@@ -9,7 +9,8 @@ declare
   api constant text := 'public, anon, authenticated, service_role, job_processor';
   tables constant text[] := array[ -- and views
     'jobs', 'job_items', 'job_checkpoints', 'job_logs', 'job_queues', 'job_kinds', 'job_schedules', 'job_workers',
-    'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures', 'credit_statement'
+    'credit_accounts', 'credit_lots', 'credit_entries', 'credit_holds', 'credit_captures', 'credit_statement',
+    'webhook_endpoints'
   ];
   functions constant text[] := array[
     'create_job', 'create_jobs', 'cancel_job', 'retry_job', 'grant_credits', 'refund_credits', 'expire_credits',
@@ -19,7 +20,9 @@ declare
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
     'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
     'read_jobs', 'read_job', 'pause_queue', 'resume_queue', 'set_queue_limits', 'drain_worker', 'pause_schedule', 'resume_schedule',
-    'run_schedule', 'read_alerts', 'read_metrics'
+    'run_schedule', 'read_alerts', 'read_metrics',
+    'guard_webhook', 'begin_delivery', 'end_delivery', 'add_webhook', 'remove_webhook', 'enable_webhook', 'disable_webhook',
+    'rotate_webhook', 'redeliver_webhook', 'test_webhook', 'read_webhooks', 'read_webhook_deliveries'
   ];
   o record;
 begin
@@ -75,11 +78,11 @@ $$;
 -- tables: users read what is theirs, the service reads all and turns the knobs, nobody writes the rest
 grant select on public.jobs, public.job_items, public.job_logs, public.job_kinds,
   public.credit_accounts, public.credit_lots, public.credit_entries, public.credit_holds, public.credit_captures,
-  public.credit_statement to authenticated;
+  public.credit_statement, public.webhook_endpoints to authenticated;
 -- no row of these but to operators, see the policies
 grant select on public.job_queues, public.job_workers, public.job_schedules to authenticated;
 grant select on public.credit_statement to service_role;
-grant insert, update, delete on public.job_queues, public.job_kinds, public.job_schedules to service_role;
+grant insert, update, delete on public.job_queues, public.job_kinds, public.job_schedules, public.webhook_endpoints to service_role;
 grant update (draining) on public.job_workers to service_role;
 -- the least-privilege worker reads what it subscribes to
 grant select on public.jobs, public.job_queues, public.job_schedules, public.job_workers to job_processor;
@@ -115,7 +118,9 @@ grant execute on function
   public.expire_credits(int),
   public.check_installation(),
   public.read_alerts(int),
-  public.read_metrics(uuid)
+  public.read_metrics(uuid),
+  public.begin_delivery(uuid, uuid, int),
+  public.end_delivery(uuid, uuid, int, boolean, int, text, double precision)
 to service_role, job_processor;
 -- functions: operators, who may be signed-in users; each asks who is calling
 grant execute on function
@@ -134,7 +139,16 @@ grant execute on function
   public.drain_worker(text),
   public.pause_schedule(text),
   public.resume_schedule(text),
-  public.run_schedule(text)
+  public.run_schedule(text),
+  public.add_webhook(text, text, text[], text[], text[], uuid, int, numeric, numeric, boolean, text),
+  public.remove_webhook(text),
+  public.enable_webhook(text),
+  public.disable_webhook(text),
+  public.rotate_webhook(text, numeric),
+  public.redeliver_webhook(uuid),
+  public.test_webhook(text),
+  public.read_webhooks(),
+  public.read_webhook_deliveries(text, text[], uuid, int)
 to authenticated, service_role;
 -- functions: a server that sells credits
 grant execute on function
@@ -183,6 +197,9 @@ create policy job_workers_are_read_by_operators on public.job_workers
 drop policy if exists job_schedules_are_read_by_operators on public.job_schedules;
 create policy job_schedules_are_read_by_operators on public.job_schedules
   for select to authenticated using ((select processor.is_operator()));
+drop policy if exists webhook_endpoints_are_read_by_operators_and_their_owner on public.webhook_endpoints;
+create policy webhook_endpoints_are_read_by_operators_and_their_owner on public.webhook_endpoints
+  for select to authenticated using (owner_id = (select auth.uid()) or (select processor.is_operator()));
 drop policy if exists jobs_are_read_by_workers on public.jobs;
 create policy jobs_are_read_by_workers on public.jobs for select to job_processor using (true);
 drop policy if exists job_queues_are_read_by_workers on public.job_queues;

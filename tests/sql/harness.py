@@ -43,6 +43,7 @@ TABLES = (
     "credit_entries",
     "credit_holds",
     "credit_captures",
+    "webhook_endpoints",
 )
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from tests.sql.harness import ALICE, BOB, NOON, TABLES, done, fixture
 
 LIVE = ("credit_accounts", "job_items", "job_logs", "job_queues", "job_workers", "jobs")
 CLIENT_FUNCTIONS = {"create_job", "create_jobs", "cancel_job", "retry_job", "read_jobs", "read_job"}
-OPERATED = {"job_queues", "job_schedules", "job_workers"}
+OPERATED = {"job_queues", "job_schedules", "job_workers", "webhook_endpoints"}
 """Tables of which a user sees rows if he is an operator."""
 OPERATOR_FUNCTIONS = {
     "read_queues",
@@ -28,6 +28,15 @@ OPERATOR_FUNCTIONS = {
     "pause_schedule",
     "resume_schedule",
     "run_schedule",
+    "add_webhook",
+    "remove_webhook",
+    "enable_webhook",
+    "disable_webhook",
+    "rotate_webhook",
+    "redeliver_webhook",
+    "test_webhook",
+    "read_webhooks",
+    "read_webhook_deliveries",
 }
 """Signed-in users may call them too, and are refused unless they are operators."""
 WORKER_FUNCTIONS = {
@@ -50,6 +59,8 @@ WORKER_FUNCTIONS = {
     "check_installation",
     "read_alerts",
     "read_metrics",
+    "begin_delivery",
+    "end_delivery",
 }
 OURS = "('public', 'processor')"
 OWNED = (
