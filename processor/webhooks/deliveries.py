@@ -1,6 +1,5 @@
 """The handler of ``webhook.deliver``: may it be sent now, send it, and what the answer means."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +9,11 @@ import structlog
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from processor.answers import Attempt, Permit
+from processor.answers import Attempt, Delivery
 from processor.app import Processor
 from processor.context import JobContext
 from processor.errors import ApiError, ApiUnreachable, ErrorCode, JobError
 from processor.job import Snooze
-from processor.redact import redact
 from processor.rpc import Rpc
 from processor.upstream import by_status, retry_after
 from processor.webhooks.sender import Answer, Sender
@@ -26,14 +24,17 @@ QUEUE = "webhooks"
 KIND = "webhook.deliver"
 _AWAY_SECONDS = 5.0
 """Until it is tried again when the API was away; that costs no attempt."""
-_SPREAD_SECONDS = 5.0
-"""By how much the waits for an endpoint differ at most."""
-_DISABLED = 410
 _PATIENT = frozenset({429, 503})
 """The statuses whose ``Retry-After`` counts."""
+_GONE = 410
+_WHY_GONE = {
+    "removed": "its endpoint was removed",
+    "disabled": "its endpoint is disabled",
+    "expired": "its endpoint took nothing for as long as it was to be tried",
+}
 
 
-class Delivery(BaseModel):
+class Message(BaseModel):
     """What the database writes into a delivery."""
 
     endpoint_id: UUID
@@ -55,7 +56,7 @@ class Deliveries:
         app.job(KIND, queue=QUEUE, description="Send one webhook to its endpoint.")(self.deliver)
         return app
 
-    async def deliver(self, job: JobContext[Delivery]) -> dict[str, Any]:
+    async def deliver(self, job: JobContext[Message]) -> dict[str, Any]:
         """Send one webhook.
 
         Raises:
@@ -64,53 +65,52 @@ class Deliveries:
 
         """
         attempt = Attempt(job.id, job.attempt)
-        permit = await self._permitted(attempt)
-        about = {"endpoint_id": str(job.payload.endpoint_id), "message_id": job.payload.message_id}
+        delivery = await self._begun(attempt)
         began = time.monotonic()
         status: int | None = None
-        failure: JobError | None = None
         try:
             answer = await self._sender.send(
-                permit.url,
+                delivery.url,
                 job.payload.message_id,
                 to_json(job.payload.event),
-                permit.secrets,
-                within=permit.timeout_seconds,
+                delivery.secrets,
+                within=delivery.timeout_seconds,
+                plain=delivery.allow_http,
             )
         except JobError as error:
-            failure = error
+            failure: JobError | None = error
         else:
             status = answer.status
-            failure = judged(answer, wait=permit.retry_seconds)
+            failure = judged(answer, wait=delivery.retry_seconds)
         seconds = round(time.monotonic() - began, 3)
-        await self._counted(attempt, failure, status, seconds)
+        await self._ended(attempt, failure, status, seconds)
+        about = {"endpoint_id": str(job.payload.endpoint_id), "message_id": job.payload.message_id}
         if failure is not None:
-            log.warning("webhook.failed", status=status, seconds=seconds, error=redact(str(failure)), **about)
+            log.warning("webhook.failed", status=status, seconds=seconds, error=str(failure), **about)
             raise failure
         log.info("webhook.delivered", status=status, seconds=seconds, **about)
         return {"status": status, "seconds": seconds}
 
-    async def _permitted(self, attempt: Attempt) -> Permit:
-        """Ask whether it may be sent now, and where to."""
+    async def _begun(self, attempt: Attempt) -> Delivery:
+        """Ask whether it may be sent now, and where to; raises what a job that may not be sent comes to."""
         try:
-            permit = await self._rpc().begin_delivery(self._worker_id, attempt)
+            delivery = await self._rpc().begin_delivery(self._worker_id, attempt)
         except ApiUnreachable as error:
             raise Snooze(_AWAY_SECONDS, "the API was away") from error
-        if permit.gone:
-            raise JobError(
-                "the webhook is not sent: its endpoint was deleted or disabled", code=ErrorCode.WEBHOOK_GONE
-            )
-        if not permit.go:
-            # not all at the same moment
-            delay = permit.wait_seconds + random.uniform(0, min(permit.wait_seconds, _SPREAD_SECONDS))  # noqa: S311
-            raise Snooze(delay, f"its endpoint is left alone: {permit.reason}")
-        return permit
+        if delivery.go:
+            return delivery
+        if delivery.stale:
+            raise JobError("another worker has the job", code=ErrorCode.LEASE_LOST)
+        if delivery.gone or delivery.wait_seconds is None:
+            why = _WHY_GONE.get(delivery.reason or "", f"{delivery.reason}")
+            raise JobError(f"the webhook is not sent: {why}", code=ErrorCode.WEBHOOK_GONE)
+        raise Snooze(delivery.wait_seconds, f"its endpoint is left alone: {delivery.reason}")
 
-    async def _counted(
+    async def _ended(
         self, attempt: Attempt, failure: JobError | None, status: int | None, seconds: float
     ) -> None:
-        """Have the endpoint know what came of it; whatever becomes of that, the message is sent or not."""
-        error = None if failure is None else redact(str(failure))
+        """Have the endpoint know what came of it; whatever comes of that, the message is sent or is not."""
+        error = None if failure is None else str(failure)
         try:
             await self._rpc().end_delivery(
                 self._worker_id,
@@ -133,7 +133,7 @@ def judged(answer: Answer, *, wait: float | None) -> JobError | None:
     if 200 <= answer.status <= 299:
         return None
     said = f"{answer.receiver} answered {answer.status}"
-    if answer.status == _DISABLED:
+    if answer.status == _GONE:
         return JobError(f"{said}: it wants no more webhooks", code=ErrorCode.WEBHOOK_GONE)
     if 300 <= answer.status <= 399:
         reason = "redirects are not followed, so the endpoint needs the URL of its last one"

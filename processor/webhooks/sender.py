@@ -72,7 +72,7 @@ class Sender:
 
         """
         destination = read_url(url, plain=plain)
-        headers = {
+        headers: dict[bytes | str, bytes | str] = {
             "Host": destination.authority,
             "User-Agent": f"supabase-job-processor/{__version__}",
             "Accept": "*/*",
@@ -96,7 +96,12 @@ class Sender:
             ) from error
 
     async def _asked(
-        self, destination: Destination, headers: dict[str, str], body: bytes, within: float, deadline: float
+        self,
+        destination: Destination,
+        headers: Mapping[bytes | str, bytes | str],
+        body: bytes,
+        within: float,
+        deadline: float,
     ) -> Answer:
         url = httpcore.URL(
             scheme=destination.scheme, host=destination.host, port=destination.port, target=destination.target
