@@ -72,7 +72,7 @@ class Sender:
 
         """
         destination = read_url(url, plain=plain)
-        headers: dict[bytes | str, bytes | str] = {
+        headers = {
             "Host": destination.authority,
             "User-Agent": f"supabase-job-processor/{__version__}",
             "Accept": "*/*",
@@ -98,7 +98,7 @@ class Sender:
     async def _asked(
         self,
         destination: Destination,
-        headers: Mapping[bytes | str, bytes | str],
+        headers: dict[str, str],
         body: bytes,
         within: float,
         deadline: float,
@@ -110,7 +110,9 @@ class Sender:
         connections = GuardedConnections(self._guard, destination)
         async with (
             httpcore.AsyncConnectionPool(self._tls, network_backend=connections) as pool,
-            pool.stream("POST", url, headers=headers, content=body, extensions={"timeout": limits}) as answer,
+            pool.stream(
+                "POST", url, headers=list(headers.items()), content=body, extensions={"timeout": limits}
+            ) as answer,
         ):
             excerpt = await _excerpt(answer, deadline)
             return Answer(str(destination), answer.status, _headers(answer), excerpt)
