@@ -122,7 +122,8 @@ $$;
 comment on function public.begin_delivery(uuid, uuid, int) is
   'Ask before a try of a delivery that the worker holds: {"go": true, "url", "secrets", "timeout_seconds", "allow_http", '
   '"retry_seconds"}, the current secret first; or {"go": false} with "wait_seconds" and "reason" (rate_limited, circuit_open): '
-  'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit was open as long as the queue''s retries last): give up; or "stale": not the worker''s.';
+  'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit was open as long as the queue''s retries last): give up; '
+  'or "stale": not the worker''s.';
 
 create or replace function public.end_delivery(worker_id uuid, job_id uuid, attempt int, succeeded boolean, status int default null,
   error text default null, seconds double precision default null)
