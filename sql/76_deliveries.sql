@@ -87,8 +87,11 @@ begin
       -- LOCK: the endpoint
       select * into e from public.webhook_endpoints x where x.id = d.endpoint_id for no key update;
       if e.opened_until > moment then
-        if j.created_at < moment - (select sum(r) from public.job_queues q, unnest(q.retry_delays) r where q.name = j.queue) then
-          return jsonb_build_object('go', false, 'gone', true, 'reason', 'expired'); -- in all this time nobody was there
+        -- waiting costs no attempt, so it must end by the clock: when a day, or all retries of the queue, would have been over
+        if j.created_at < moment - greatest(interval '1 day',
+          (select sum(r) from public.job_queues q cross join unnest(q.retry_delays) r where q.name = j.queue))
+        then
+          return jsonb_build_object('go', false, 'gone', true, 'reason', 'expired');
         end if;
         return processor.webhook_wait(e.opened_until, moment, 'circuit_open');
       end if;
@@ -122,7 +125,7 @@ $$;
 comment on function public.begin_delivery(uuid, uuid, int) is
   'Ask before a try of a delivery that the worker holds: {"go": true, "url", "secrets", "timeout_seconds", "allow_http", '
   '"retry_seconds"}, the current secret first; or {"go": false} with "wait_seconds" and "reason" (rate_limited, circuit_open): '
-  'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit was open as long as the queue''s retries last): give up; '
+  'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit is open and it is more than a day old): give up; '
   'or "stale": not the worker''s.';
 
 create or replace function public.end_delivery(worker_id uuid, job_id uuid, attempt int, succeeded boolean, status int default null,

@@ -221,7 +221,8 @@ begin
   select a.job_id into made.id
   from processor.add_jobs(jsonb_build_array(jsonb_build_object('kind', 'webhook.deliver', 'queue', 'webhooks', 'payload',
     jsonb_build_object('endpoint_id', e.id, 'message_id', 'msg_' || replace(processor.uuid7()::text, '-', ''), 'event', jsonb_build_object(
-      'type', 'webhook.test', 'timestamp', processor.now(), 'data', jsonb_build_object('endpoint', e.name)))))) a;
+      'type', 'webhook.test', 'timestamp', processor.now(), 'data', jsonb_build_object('endpoint', e.name))))),
+    internal => true) a;
   perform processor.note_deliveries(array[made.id]);
   select * into made from public.jobs j where j.id = made.id;
   return made;

@@ -238,7 +238,7 @@ async def test_the_service_executes_all_public_functions_and_no_private_ones(pro
 
 async def test_the_service_reads_all_and_writes_the_knobs_only(project):
     rights = await rights_of(project, "service_role", "select", *WRITES)
-    knobs = {"job_queues", "job_kinds", "job_schedules"}
+    knobs = {"job_queues", "job_kinds", "job_schedules", "webhook_endpoints"}
     assert rights == {
         "select": {*TABLES, "credit_statement"},
         "insert": knobs, "update": {*knobs, "job_workers"}, "delete": knobs,
