@@ -207,7 +207,7 @@ MEANINGS: dict[ErrorCode, Meaning] = {
     ),
     ErrorCode.WEBHOOK_GONE: Meaning(
         False,
-        "the endpoint was deleted or disabled, or answered 410",
+        "the endpoint was removed or disabled, answered 410, or took nothing for a day",
         "nothing; or enable it, then redeliver",
     ),
 }

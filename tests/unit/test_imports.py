@@ -68,7 +68,8 @@ ARROWS = {
             "tracing",
         ),
     },
-    "worker": {"answers", "errors", "executor", "observer", "rpc", "run"},
+    "lane": {"answers"},
+    "worker": {"answers", "errors", "executor", "lane", "observer", "rpc", "run"},
     "lease": {"answers", "errors", "hold", "rpc", "run", "worker"},
     "checks": {"credential", "lease", "resources", "service", "worker"},
     "drain": {"config", "errors", "rpc", "run", "settle", "worker"},
@@ -85,6 +86,7 @@ ARROWS = {
         *("answers", "assignment", "config", "errors", "figures", "hold", "observer", "settle", "worker"),
     },
     "web": {"config", "errors"},
+    "webhooks": {"answers", "app", "config", "context", "errors", "job", "rpc", "upstream"},
     "schema": {"errors", "rpc"},
     "doctor": {"config", "errors", "feed", "rpc", "schema"},
 }
