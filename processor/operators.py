@@ -156,6 +156,56 @@ class Operators(Caller):
         """Make a job of it now; asked twice it makes two, so it is asked once."""
         return await self._row("run_schedule", {"name": name}, patience=0)
 
+    async def add_webhook(self, endpoint: Row) -> Row:
+        """Add an endpoint from ``add_webhook``'s arguments; asked once, because its secret is told once."""
+        return await self._row("add_webhook", endpoint, patience=0)
+
+    async def read_webhooks(self) -> list[Row]:
+        """Return each endpoint, and whether its deliveries arrive."""
+        return await self._rows("read_webhooks", {})
+
+    async def remove_webhook(self, endpoint: str) -> Row:
+        """Remove an endpoint; asked once, as a second time there is none."""
+        return await self._row("remove_webhook", {"endpoint": endpoint}, patience=0)
+
+    async def enable_webhook(self, endpoint: str) -> Row:
+        """Let an endpoint be told again, at once."""
+        return await self._row("enable_webhook", {"endpoint": endpoint})
+
+    async def disable_webhook(self, endpoint: str) -> Row:
+        """Let an endpoint be told no more."""
+        return await self._row("disable_webhook", {"endpoint": endpoint})
+
+    async def rotate_webhook(self, endpoint: str, overlap: float) -> Row:
+        """Give an endpoint a new secret, the old one signs for ``overlap`` seconds; asked once."""
+        arguments = {"endpoint": endpoint, "overlap_seconds": overlap}
+        return await self._row("rotate_webhook", arguments, patience=0)
+
+    async def test_webhook(self, endpoint: str) -> Row:
+        """Return the job that delivers a test; asked twice it makes two, so it is asked once."""
+        return await self._row("test_webhook", {"endpoint": endpoint}, patience=0)
+
+    async def redeliver_webhook(self, job_id: str) -> Row:
+        """Return the job that repeats a delivery, or is on its way with it."""
+        return await self._row("redeliver_webhook", {"job_id": job_id})
+
+    async def read_webhook_deliveries(
+        self,
+        *,
+        webhook: str | None = None,
+        statuses: Sequence[str] = (),
+        before: str | None = None,
+        limit: int,
+    ) -> list[Row]:
+        """Return deliveries, the newest first; ``before``: older than the one of this id."""
+        arguments = {
+            "endpoint": webhook,
+            "statuses": list(statuses) or None,
+            "before": before,
+            "limit": limit,
+        }
+        return await self._rows("read_webhook_deliveries", arguments)
+
     async def _row(self, function: str, arguments: Row, *, patience: float | None = None) -> Row:
         (row,) = _listed(await self._call(function, arguments, patience=patience))
         return row

@@ -187,7 +187,7 @@ class Rpc(Caller):
         error: str | None,
         seconds: float,
     ) -> None:
-        """Tell how that try ended: ``status`` is the HTTP status, None without an answer; told twice, once."""
+        """Tell how that try ended: told twice, it counts once. ``status``: None without an answer."""
         arguments = {
             "worker_id": str(worker_id),
             "job_id": str(job.id),

@@ -19,6 +19,7 @@ from processor.cli.run import run
 from processor.cli.schedules import app as schedules
 from processor.cli.schema import app as schema
 from processor.cli.status import status
+from processor.cli.webhooks import app as webhooks
 from processor.cli.workers import app as workers
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.add_typer(queues, name="queues")
 app.add_typer(credits_, name="credits")
 app.add_typer(workers, name="workers")
 app.add_typer(schedules, name="schedules")
+app.add_typer(webhooks, name="webhooks")
 app.add_typer(schema, name="schema")
 app.add_typer(bench, name="bench")
 
