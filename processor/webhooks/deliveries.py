@@ -97,6 +97,8 @@ class Deliveries:
             delivery = await self._rpc().begin_delivery(self._worker_id, attempt)
         except ApiUnreachable as error:
             raise Snooze(_AWAY_SECONDS, "the API was away") from error
+        except ApiError as error:  # whatever is wrong there may be mended in a day
+            raise JobError(str(error), code=ErrorCode.UPSTREAM_REJECTED, retryable=True) from error
         if delivery.go:
             return delivery
         if delivery.stale:

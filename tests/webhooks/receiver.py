@@ -57,11 +57,11 @@ async def drop(_hook: Hook, writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def endless(chunk: bytes, *, every: float = 0) -> Answer:
-    """Answer 500 and send a body that does not end."""
+def endless(chunk: bytes, *, every: float = 0, status: int = 500) -> Answer:
+    """Answer with a body that does not end."""
 
     async def give(_hook: Hook, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 500 Status\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d Status\r\ntransfer-encoding: chunked\r\n\r\n" % status)
         while True:
             writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             await writer.drain()

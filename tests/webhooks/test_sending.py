@@ -128,6 +128,13 @@ async def test_a_body_without_end_is_cut(sender, receivers, chunk, every) -> Non
     assert 0 < len(said.excerpt) <= 500
 
 
+async def test_the_status_counts_whatever_becomes_of_the_body(sender, receivers) -> None:
+    receiver = await receivers()
+    receiver.always = endless(b"z", every=0.05, status=202)
+    said = await send(sender(), receiver.url(), within=1)
+    assert judged(said, wait=5) is None
+
+
 async def test_a_body_is_not_unpacked(sender, receivers) -> None:
     receiver = await receivers()
     receiver.always = answer(400, "as\nit\tcame\x00\x1b[2J", content_encoding="gzip")
