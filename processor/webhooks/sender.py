@@ -64,7 +64,7 @@ class Sender:
             message_id: the same for each attempt of a message.
             body: what is signed and sent, as it is.
             secrets: ``whsec_…``: the current one, and those that still count.
-            within: seconds for all of it.
+            within: seconds until the head of the answer is there.
             plain: the URL may be http.
 
         Raises:
@@ -81,10 +81,9 @@ class Sender:
             "Content-Length": str(len(body)),
             **signed(message_id, body, secrets),
         }
-        deadline = asyncio.get_running_loop().time() + within
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._asked(destination, headers, body, within, deadline)
+            async with asyncio.timeout(within) as limit:
+                return await self._asked(destination, headers, body, within, limit)
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise JobError(
                 f"{destination} did not answer within {within:g} s", code=ErrorCode.UPSTREAM_TIMEOUT
@@ -101,7 +100,7 @@ class Sender:
         headers: dict[str, str],
         body: bytes,
         within: float,
-        deadline: float,
+        limit: asyncio.Timeout,
     ) -> Answer:
         url = httpcore.URL(
             scheme=destination.scheme, host=destination.host, port=destination.port, target=destination.target
@@ -114,7 +113,8 @@ class Sender:
                 "POST", url, headers=list(headers.items()), content=body, extensions={"timeout": limits}
             ) as answer,
         ):
-            excerpt = await _excerpt(answer, deadline)
+            limit.reschedule(None)  # the status is known: the rest can only add to it
+            excerpt = await _excerpt(answer)
             return Answer(str(destination), answer.status, _headers(answer), excerpt)
 
 
@@ -145,14 +145,13 @@ def _headers(answer: httpcore.Response) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
 
 
-async def _excerpt(answer: httpcore.Response, deadline: float) -> str:
+async def _excerpt(answer: httpcore.Response) -> str:
     """Read the beginning of the body, however long it is and however slowly it comes."""
     body = b""
-    until = min(deadline, asyncio.get_running_loop().time() + _BODY_SECONDS)
     with contextlib.suppress(
         TimeoutError, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError
     ):
-        async with asyncio.timeout_at(until):
+        async with asyncio.timeout(_BODY_SECONDS):
             async for chunk in answer.aiter_stream():
                 body += chunk
                 if len(body) >= MOST_BODY:
