@@ -219,6 +219,8 @@ class Delivery(_Wire):
     """All sign, the current one first."""
     timeout_seconds: float = 0
     allow_http: bool = False
+    retry_seconds: float | None = None
+    """How long the next try waits if this one fails."""
 
 
 class SpawnedJob(_Wire):

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -85,6 +86,20 @@ def _origins(value: Any) -> Any:
     return names
 
 
+def _networks(value: Any) -> Any:
+    """Take networks, or single addresses, as routers write them."""
+    names = _names(value)
+    if not isinstance(names, (tuple, list)):
+        return names
+    networks = []
+    for name in names:
+        try:
+            networks.append(ip_network(name))
+        except ValueError as error:
+            raise ValueError(f"{name!r} must look like 10.1.0.0/16 or fd00::/8: {error}") from None
+    return tuple(networks)
+
+
 def _cores() -> int:
     """Count the cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -154,6 +169,12 @@ class Settings(BaseModel):
     """Origins of the pages that may do that; empty: only pages of the same origin; *: all."""
     panel: bool = False
     """Whether the panel's page is served there: /panel/."""
+    webhooks: bool = False
+    """Whether this daemon delivers webhooks too."""
+    webhook_slots: int = Field(10, ge=1, le=1000)
+    """How many at the same time, beside ``slots``."""
+    webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
+    """Networks that they may go to although they are private."""
     alert_webhook: SecretStr | None = None
     """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
     alert_repeat_seconds: float = Field(14400, ge=60, le=604800)

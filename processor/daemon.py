@@ -24,6 +24,7 @@ from processor.events.lifecycle import WorkerChanged, WorkerState
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
+from processor.lane import Lane
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.metrics import measure
@@ -43,6 +44,7 @@ from processor.status import Status
 from processor.telemetry import telemetry
 from processor.tracing import tracing
 from processor.web.server import WebServer
+from processor.webhooks import delivering
 from processor.worker import Worker
 
 _EVENTS_SECONDS = 5.0
@@ -63,7 +65,8 @@ class Daemon:
     ) -> None:
         self.id = uuid4()
         self._settings = settings
-        self._work = assign(app, settings.queues)
+        own = delivering(settings, self.id, lambda: self.rpc)
+        work = self._work = assign(app, settings.queues, own)
         self._credential = Credential(self._read_key)
         key = self._credential.token
         self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
@@ -99,11 +102,12 @@ class Daemon:
         self._worker = Worker(
             self.rpc,
             self.id,
-            queues=self._work.queues,
+            queues=work.main,
             slots=settings.slots,
             on_unknown=self._register,
             observer=observer,
             bus=bus,
+            aside=Lane(work.aside, settings.webhook_slots) if work.aside else None,
         )
         spool = None
         if settings.spool_dir is not None:
@@ -121,7 +125,7 @@ class Daemon:
         )
         shared = self._resources.values
         self._executor = Executor(
-            app, settings, self._settler, self._reporter, self._client, hold, shared, bus, self._tracing
+            work.apps, settings, self._settler, self._reporter, self._client, hold, shared, bus, self._tracing
         )
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
@@ -175,7 +179,7 @@ class Daemon:
             alive=self._checks.moving,
             stopping=self._stop.is_set,
             activity=lambda: Activity(
-                self._feed.mode, len(self._worker.running), self._settings.slots, self._worker.ended
+                self._feed.mode, len(self._worker.running), self._worker.slots, self._worker.ended
             ),
         )
 
@@ -332,7 +336,7 @@ class Daemon:
                 "pid": os.getpid(),
                 "version": __version__,
                 "queues": list(self._work.queues),
-                "slots": self._settings.slots,
+                "slots": self._worker.slots,
                 "lease_seconds": self._settings.lease_seconds,
                 "feed": self._feed.mode,
                 "transport": self._settings.feed,

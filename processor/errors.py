@@ -67,6 +67,8 @@ class ErrorCode(StrEnum):
     TOO_MANY_PENDING = "TOO_MANY_PENDING"
     CANCELLED = "CANCELLED"
     REPLACED = "REPLACED"
+    WEBHOOK_REFUSED = "WEBHOOK_REFUSED"
+    WEBHOOK_GONE = "WEBHOOK_GONE"
 
     @property
     def retryable(self) -> bool:
@@ -197,6 +199,16 @@ MEANINGS: dict[ErrorCode, Meaning] = {
         False,
         "a newer job with its unique_key took its place",
         "nothing",
+    ),
+    ErrorCode.WEBHOOK_REFUSED: Meaning(
+        False,
+        "the endpoint's address is none that a webhook may be sent to",
+        "mend its URL, or allow its network with `PROCESSOR_WEBHOOK_ALLOW`; then redeliver",
+    ),
+    ErrorCode.WEBHOOK_GONE: Meaning(
+        False,
+        "the endpoint was removed or disabled, answered 410, or took nothing for a day",
+        "nothing; or enable it, then redeliver",
     ),
 }
 """Every code of this package. The README has it as a table, which a test keeps equal."""

@@ -47,11 +47,11 @@ log = structlog.get_logger("processor.job")
 
 
 class Executor:
-    """Runs claimed jobs with the handlers of an application, and settles what comes of it."""
+    """Runs claimed jobs with the handlers of applications, given by kind, and settles what comes of it."""
 
     def __init__(
         self,
-        app: Processor,
+        apps: Mapping[str, Processor],
         settings: Settings,
         settler: Settler,
         reporter: Reporter,
@@ -61,10 +61,10 @@ class Executor:
         bus: Bus | None = None,
         tracing: Tracing = NOT_TRACED,
     ) -> None:
-        for handler in app.handlers.values():
-            if handler.sort is Sort.PROCESS:
-                check_reachable(handler.kind, handler.function)
-        self._app = app
+        for kind, app in apps.items():
+            if (handler := app.handlers[kind]).sort is Sort.PROCESS:
+                check_reachable(kind, handler.function)
+        self._apps = apps
         self._resources = resources
         self._settings = settings
         self._settler = settler
@@ -111,15 +111,10 @@ class Executor:
         outcome = self._refuse(run)
         if outcome is not None or run.stopped_for is not None:
             return outcome
-        handler = self._app.handlers[run.job.kind]
+        app = self._apps[run.job.kind]
+        handler = app.handlers[run.job.kind]
         desk = RunDesk(
-            run,
-            self._hold,
-            self._app.classifier,
-            self._settler,
-            self._reporter,
-            self._client,
-            self._bus,
+            run, self._hold, app.classifier, self._settler, self._reporter, self._client, self._bus
         )
         try:
             brief = self._check(run, handler)
@@ -193,7 +188,7 @@ class Executor:
                 return endings.waiting(error, context)
             case Cancel():
                 return endings.cancelled(error.reason)
-        failure = self._app.classifier.classify(error)
+        failure = self._apps[run.job.kind].classifier.classify(error)
         if failure.code == ErrorCode.HANDLER_CRASHED:
             run.log.error("job.crashed", exc_info=error)
         kind = OutcomeKind.RETRY if failure.retryable else OutcomeKind.FAIL
@@ -287,7 +282,8 @@ class Executor:
         )
         if self._bus.wants(JobStarted):
             self._bus.publish(JobStarted(**run.about))
-        call = around(partial(self._function, run, handler, brief), self._app.middlewares, self._resources)
+        layers = self._apps[run.job.kind].middlewares
+        call = around(partial(self._function, run, handler, brief), layers, self._resources)
         try:
             return await call(context)
         except SystemExit as error:

@@ -24,6 +24,7 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
         ),
         HIDDEN,
     ),
+    (("whsec_",), re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]{8,}"), HIDDEN),
     (("private key-----",), re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"']*"), HIDDEN),
     (("bearer",), re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{HIDDEN}"),
     # the password of a URL: up to the last @ before the path

@@ -70,7 +70,7 @@ class Status:
             "version": self._version,
             "started_at": self._began.isoformat(),
             "uptime_seconds": _seconds((datetime.now(UTC) - self._began).total_seconds()),
-            "slots": settings.slots,
+            "slots": self._worker.slots,
             "running": len(runs),
             "running_kinds": dict(Counter(run.job.kind for run in runs)),
             "running_longest_seconds": _seconds(

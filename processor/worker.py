@@ -1,20 +1,21 @@
-"""The worker's slots: wake → claim → dispatch."""
+"""The worker's slots: wake → claim → dispatch, in each lane."""
 
 import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from uuid import UUID, uuid4
 
 import structlog
 
-from processor.answers import Attempt, Claim
+from processor.answers import Attempt
 from processor.errors import ApiError, WorkerUnknown
 from processor.events.bus import Bus
 from processor.events.lifecycle import JobClaimed
 from processor.executor import Executor
+from processor.lane import Lane, Request, local
 from processor.observer import NOBODY, Observer
 from processor.rpc import Rpc
 from processor.run import Run, Stop, queued_ms
@@ -31,19 +32,11 @@ _AT_ONCE = 200
 """Jobs begun before others have their turn: the database works on what these came to meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A claim on its way; repeated as it is until an answer arrives, so that no job is orphaned."""
-
-    id: UUID
-    limit: int
-
-
 class Worker:
     """Claims jobs into free slots and runs them.
 
     ``on_unknown`` is awaited when the server has forgotten this worker: it registers it again;
-    ``observer`` hears of claims, ``bus`` of the jobs that they bring.
+    ``observer`` hears of claims, ``bus`` of the jobs they bring. Those of ``aside`` have slots of their own.
     """
 
     def __init__(
@@ -56,11 +49,12 @@ class Worker:
         on_unknown: Callable[[], Awaitable[None]],
         observer: Observer = NOBODY,
         bus: Bus | None = None,
+        aside: Lane | None = None,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
-        self._queues = queues
-        self._slots = slots
+        self._main = Lane(queues, slots)
+        self._lanes = (self._main,) if aside is None else (self._main, aside)
         self._on_unknown = on_unknown
         self._observer = observer
         self._bus = bus or Bus()
@@ -68,10 +62,6 @@ class Worker:
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._strays: set[Run] = set()
-        self._sources: set[str] = set()
-        self._due = math.inf
-        self._empty_claims = 0
-        self._request: _Request | None = None
         self._claiming = False
         self._claimed_at = -math.inf
         self._pauses: set[str] = set()
@@ -91,7 +81,7 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many jobs run at most at the same time."""
-        return self._slots
+        return sum(lane.slots for lane in self._lanes)
 
     @property
     def running(self) -> tuple[Attempt, ...]:
@@ -106,7 +96,7 @@ class Worker:
     @property
     def blocked(self) -> str | None:
         """Why nothing can be taken, if handlers that cannot be stopped have all the slots."""
-        if len(self._strays) < self._slots:
+        if len(self._strays) < self._main.slots:
             return None
         names = ", ".join(sorted(f"{run.job.kind} {run.job.id}" for run in self._strays))
         return f"handlers that ignore their cancellation have every slot: {names}"
@@ -114,15 +104,25 @@ class Worker:
     @property
     def stuck(self) -> str | None:
         """Why the claim loop must be taken for dead, although its task is not."""
-        able = not self._pauses and self._free > 0
-        if not self._claiming and not (able and self._sources):
+        able = () if self._pauses else self._able
+        if not self._claiming and not any(lane.sources for lane in able):
             return None  # nothing to do
         silent = asyncio.get_running_loop().time() - self._moved
         return f"no claim has begun or ended for {silent:.0f} s" if silent > _STUCK_SECONDS else None
 
+    def _free(self, lane: Lane) -> int:
+        if len(self._lanes) == 1:
+            return lane.slots - len(self._runs) - len(self._strays)
+        taken = chain(self._runs.values(), self._strays)
+        return lane.slots - sum(self._lane_of(run.job.queue) is lane for run in taken)
+
+    def _lane_of(self, queue: str) -> Lane:
+        return next((lane for lane in self._lanes if queue in lane.queues), self._main)
+
     @property
-    def _free(self) -> int:
-        return self._slots - len(self._runs) - len(self._strays)
+    def _able(self) -> tuple[Lane, ...]:
+        """The lanes that have a slot free."""
+        return tuple(lane for lane in self._lanes if self._free(lane) > 0)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -135,26 +135,28 @@ class Worker:
         return tuple(sorted(self._pauses))
 
     def resize(self, slots: int) -> None:
-        """Run up to ``slots`` jobs at the same time from now on; of what runs nothing is stopped."""
-        self._slots = slots
+        """Run up to ``slots`` jobs of the main lane from now on; of what runs nothing is stopped."""
+        self._main.slots = slots
         self._changed.set()
 
     # -- when to look -----------------------------------------------------------------------------
 
-    def wake(self, source: str) -> None:
-        """Look for work now; ``source`` says who thinks so."""
-        if not self._sources:
+    def wake(self, source: str, lane: Lane | None = None) -> None:
+        """Look for work now, in one lane or in all; ``source`` says who thinks so."""
+        if not any(lane.sources for lane in self._lanes):
             self._move()
-        self._sources.add(source)
+        for concerned in self._lanes if lane is None else (lane,):
+            concerned.sources.add(source)
         self._changed.set()
 
     def due(self, next_due_at: datetime | None, now: datetime, *, sent: float, received: float) -> None:
         """Hear from a heartbeat when the next claim makes sense; times of the server, and of the loop."""
-        due = _local(next_due_at, now, sent, received)
+        due = local(next_due_at, now, sent, received)
         # a claim that began or ended meanwhile knows better, unless this is sooner
-        overlapped = self._request is not None or self._claimed_at >= sent
-        self._due = min(self._due, due) if overlapped else due
-        if self._due <= received:
+        overlapped = self._requested or self._claimed_at >= sent
+        for lane in self._lanes:
+            lane.due = min(lane.due, due) if overlapped else due
+        if any(lane.due <= received for lane in self._lanes):
             self.wake("sweep")
         self._changed.set()
 
@@ -163,8 +165,12 @@ class Worker:
 
         One whose answer was lost is on its way until it has been repeated, which nobody does in a pause.
         """
-        repeated = self._request is not None and not self._pauses
+        repeated = self._requested and not self._pauses
         return self._claiming or repeated or self._claimed_at >= moment
+
+    @property
+    def _requested(self) -> bool:
+        return any(lane.request is not None for lane in self._lanes)
 
     def pause(self, reason: str) -> None:
         """Claim nothing until every reason to pause is gone."""
@@ -230,10 +236,11 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            able = not self._pauses and self._free > 0
-            if able and (self._sources or self._due <= loop.time()):
+            able = () if self._pauses else self._able
+            due = min((lane.due for lane in able), default=math.inf)
+            if due <= loop.time() or any(lane.sources for lane in able):
                 return
-            pause = self._due - loop.time() if able and self._due < math.inf else None
+            pause = due - loop.time() if due < math.inf else None
             try:
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
@@ -241,23 +248,33 @@ class Worker:
                 continue
 
     async def _claim(self) -> None:
-        loop = asyncio.get_running_loop()
-        sources, self._sources = self._sources or {"due"}, set()
-        if self._request is None:
-            self._request = _Request(uuid4(), self._free)
-        request = self._request
+        now = asyncio.get_running_loop().time()
+        lanes = [lane for lane in self._able if lane.sources or lane.due <= now]
         self._claiming = True
         self._idle.clear()
+        if len(lanes) == 1:
+            await self._claim_into(lanes[0])
+            return
+        for failed in await asyncio.gather(*map(self._claim_into, lanes), return_exceptions=True):
+            if failed is not None:
+                raise failed
+
+    async def _claim_into(self, lane: Lane) -> None:
+        loop = asyncio.get_running_loop()
+        sources, lane.sources = lane.sources or {"due"}, set()
+        if lane.request is None:
+            lane.request = Request(uuid4(), self._free(lane))
+        request = lane.request
         sent = loop.time()
-        claim = await self._rpc.claim_jobs(self._id, request.id, queues=self._queues, limit=request.limit)
+        claim = await self._rpc.claim_jobs(self._id, request.id, queues=lane.queues, limit=request.limit)
         received = loop.time()
-        self._request = None
+        lane.request = None
         self._claimed_at = received
         self.looked = True
-        self._note_due(claim, sent, received)
+        lane.note(claim, sent, received)
         self._observer.claim_answered(frozenset(sources), len(claim.jobs))
         if len(claim.jobs) >= request.limit:
-            self._sources.add("next")
+            lane.sources.add("next")
         source = next((name for name in _SOURCES if name in sources), "sweep")
         runs = [
             Run(job, worker_id=self._id, wake=source, queued_ms=queued_ms(job, claim.now))
@@ -268,13 +285,6 @@ class Worker:
             self._dispatch(run)
             if number % _AT_ONCE == 0:  # the first ones end, and are told, while the others begin
                 await asyncio.sleep(0)
-
-    def _note_due(self, claim: Claim, sent: float, received: float) -> None:
-        self._due = _local(claim.next_due_at, claim.now, sent, received)
-        self._empty_claims = 0 if claim.jobs else self._empty_claims + 1
-        if not claim.jobs and self._due <= received:
-            # due, yet not to be had: others hold it locked for a moment, so insist gently
-            self._due = received + min(0.05 * 2 ** min(self._empty_claims, 10), 5.0)
 
     def _dispatch(self, run: Run) -> None:
         if self._executor is None:
@@ -300,20 +310,13 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             # the heartbeat will find it unknown to us and give it back
             run.log.error("job.unsettled", exc_info=error)
-        self.wake("finish")
+        self.wake("finish", self._lane_of(run.job.queue))
         self._note_idle()
 
     def _came_back(self, run: Run) -> None:
         self._strays.discard(run)
-        self.wake("finish")
+        self.wake("finish", self._lane_of(run.job.queue))
 
     def _note_idle(self) -> None:
         if not self._tasks and not self._claiming:
             self._idle.set()
-
-
-def _local(due: datetime | None, now: datetime, sent: float, received: float) -> float:
-    """Translate a moment of the server into the loop's clock: its ``now`` was between sent and received."""
-    if due is None:
-        return math.inf
-    return (sent + received) / 2 + (due - now).total_seconds()

@@ -170,7 +170,7 @@ begin
       null,
       jsonb_build_object('code', 'LEASE_LOST', 'message', format('worker %s stopped renewing its lease', j.worker_id)),
       false,
-      j.cancel_requested_at is null
+      j.cancel_requested_at is null and j.kind <> 'webhook.deliver' -- which runs nothing of the application: it is never the cause
     )::processor.verdict
     from public.jobs j
     cross join lateral (

@@ -68,7 +68,7 @@ declare
   probing boolean := false;
 begin
   -- THE FENCE: still running, by this worker, in this attempt
-  select x.created_at, x.queue into j from public.jobs x
+  select x.created_at, x.queue, x.failures into j from public.jobs x
   where x.id = begin_delivery.job_id and x.kind = 'webhook.deliver' and x.status = 'processing'
     and x.worker_id = begin_delivery.worker_id and x.attempt = begin_delivery.attempt;
   if not found then
@@ -116,16 +116,17 @@ begin
     where x.job_id = d.job_id;
   end if;
   return jsonb_build_object('go', true, 'url', e.url, 'timeout_seconds', extract(epoch from e.timeout), 'allow_http', e.allow_http,
-    'secrets', (
+    'retry_seconds', extract(epoch from processor.retry_delay(j.queue, j.failures + 1)), 'secrets', (
       select jsonb_agg(s.secret order by s.id desc) from processor.webhook_secrets s
       where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > moment)
     ));
 end
 $$;
 comment on function public.begin_delivery(uuid, uuid, int) is
-  'Ask before a try of a delivery that the worker holds: {"go": true, "url", "secrets", "timeout_seconds", "allow_http"}, the current '
-  'secret first; or {"go": false} with "wait_seconds" and "reason" (rate_limited, circuit_open): snooze; or "gone" and "reason" '
-  '(removed, disabled, expired: the circuit is open and it is more than a day old): give up; or "stale": not the worker''s.';
+  'Ask before a try of a delivery that the worker holds: {"go": true, "url", "secrets", "timeout_seconds", "allow_http", '
+  '"retry_seconds"}, the current secret first; or {"go": false} with "wait_seconds" and "reason" (rate_limited, circuit_open): '
+  'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit is open and it is more than a day old): give up; '
+  'or "stale": not the worker''s.';
 
 create or replace function public.end_delivery(worker_id uuid, job_id uuid, attempt int, succeeded boolean, status int default null,
   error text default null, seconds double precision default null)

@@ -51,7 +51,9 @@ def masked(key: str) -> str:
 def _shown(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return masked(value.get_secret_value())
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _as_json(settings: config.Settings) -> dict[str, Any]:

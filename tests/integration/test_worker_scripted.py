@@ -294,7 +294,9 @@ async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_fin
     client = ApplicationClient(api.url, "e30.e30.x")
     hold = Hold()
     hold.extend(clock() + 60)
-    executor = Executor(app, settings, settler, make_reporter(rpc), client, hold, {})
+    executor = Executor(
+        dict.fromkeys(app.handlers, app), settings, settler, make_reporter(rpc), client, hold, {}
+    )
     with structlog.testing.capture_logs() as logs:
         async with running(settler.run()):
             await asyncio.wait_for(
@@ -331,7 +333,9 @@ async def test_the_first_jobs_of_a_large_claim_are_told_before_the_last_have_beg
     hold.extend(clock() + 60)
     client = ApplicationClient(api.url, "e30.e30.x")
     worker = Worker(rpc, ME, queues=["q"], slots=len(jobs), on_unknown=nobody)
-    worker.employ(Executor(app, settings, settler, make_reporter(rpc), client, hold, {}))
+    worker.employ(
+        Executor(dict.fromkeys(app.handlers, app), settings, settler, make_reporter(rpc), client, hold, {})
+    )
     worker.wake("sweep")
     told: list[str] = []
     async with running(worker.run(), settler.run()):
@@ -377,7 +381,15 @@ async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settle
     settler = make_settler(rpc)
     hold = Hold()
     hold.extend(clock() + 60)
-    executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold, {})
+    executor = Executor(
+        dict.fromkeys(app.handlers, app),
+        settings,
+        settler,
+        reporter,
+        ApplicationClient(api.url, "e30.e30.x"),
+        hold,
+        {},
+    )
     run = Run(a_job(), worker_id=uuid4(), wake="sweep", queued_ms=0)
     async with running(settler.run()):
         await asyncio.wait_for(executor.run(run), 5)

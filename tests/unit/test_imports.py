@@ -77,7 +77,8 @@ ARROWS = {
             "tracing",
         ),
     },
-    "worker": {"answers", "errors", "events", "executor", "observer", "rpc", "run"},
+    "lane": {"answers"},
+    "worker": {"answers", "errors", "events", "executor", "lane", "observer", "rpc", "run"},
     "lease": {"answers", "errors", "events", "hold", "rpc", "run", "worker"},
     "checks": {"credential", "lease", "resources", "service", "worker"},
     "drain": {"config", "errors", "rpc", "run", "settle", "worker"},
@@ -95,6 +96,7 @@ ARROWS = {
         "worker",
     },
     "web": {"config", "errors"},
+    "webhooks": {"answers", "app", "config", "context", "errors", "job", "rpc", "upstream"},
     "schema": {"errors", "rpc"},
     "doctor": {"config", "errors", "feed", "rpc", "schema"},
 }

@@ -26,6 +26,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJlLXNpZ25h
         ("password=correct-horse", "password=[redacted]"),
         ("openai: sk-proj-abcdefghijklmnop1234", "openai: [redacted]"),
         ("AKIAABCDEFGHIJKLMNOP", "[redacted]"),
+        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw is old", "[redacted] is old"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text: str, shown: str) -> None:
