@@ -156,6 +156,8 @@ class Settings(BaseModel):
     """Whether the panel's page is served there: /panel/."""
     alert_webhook: SecretStr | None = None
     """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
+    sentry_dsn: SecretStr | None = None
+    """Where Sentry, or what speaks its protocol, collects errors that nobody expected; unset: off."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -239,11 +241,11 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
-        values = (self.key, self.anon_key, self.alert_webhook)
+        values = (self.key, self.anon_key, self.alert_webhook, self.sentry_dsn)
         return tuple(s.get_secret_value() for s in values if s is not None)
 
 
-SECRETS = ("key", "anon_key", "alert_webhook")
+SECRETS = ("key", "anon_key", "alert_webhook", "sentry_dsn")
 """The fields that nobody may see."""
 
 
