@@ -265,8 +265,8 @@ class Executor:
             run.log.warning("job.stale", **fields)
         else:
             run.log.info("job.finished", **fields)
-        handler = self._app.handlers.get(run.job.kind)
-        hooks = Hooks() if handler is None else handler.hooks
+        app = self._apps.get(run.job.kind)
+        hooks = Hooks() if app is None else app.handlers[run.job.kind].hooks
         if hooks or self._tracing is not NOT_TRACED or self._bus.wants(AttemptEnded):
             event = endings.settled_as(run, outcome, settled)
             self._tell(event)

@@ -1,5 +1,7 @@
 """Metrics in OpenTelemetry's shape: each family of ours, whole, with the figures that Prometheus gets."""
 
+from uuid import uuid4
+
 import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
@@ -10,6 +12,8 @@ from processor import Processor
 from processor.answers import CreatedJobs, DatabaseFigures, MetricsAnswer, QueueFigures
 from processor.assignment import assign
 from processor.errors import ConfigError
+from processor.events.bus import Bus
+from processor.events.lifecycle import JobFinished
 from processor.figures import Figures
 from processor.metrics import Metrics
 from processor.points import points
@@ -44,9 +48,11 @@ async def read() -> MetricsAnswer:
 @pytest.fixture
 async def metrics() -> Metrics:
     metrics = Metrics(assign(app), 90.0, Figures(read))
+    metrics.listen(bus := Bus())
     await metrics.refresh()
+    about = dict.fromkeys(("owner_id", "trace_context")) | {"job_id": uuid4(), "attempt": 1}
     for seconds in (0.02, 0.2, 0.2, 4000.0):
-        metrics.job_ended("mine", "known", "completed", seconds, None)
+        bus.publish(JobFinished(**about, queue="mine", kind="known", ran=seconds, status="completed"))
     return metrics
 
 
