@@ -64,7 +64,7 @@ class Run:
             "kind": job.kind,
             "attempt": job.attempt,
             "owner_id": job.owner_id,
-            "trace_context": None,
+            "trace_context": job.trace_context,
         }
 
     @property

@@ -145,6 +145,7 @@ def names(events: list[JobEvent]) -> list[str]:
     return [event.name for event in events]
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ONCE = ["job.claimed", "job.started"]
 
 
@@ -154,7 +155,11 @@ async def test_a_subscriber_sees_what_becomes_of_jobs_in_order(
     owner = UUID((await new_user(credits=10)).id)
     async with place.watched() as watched:
         items = await place.create(
-            "items", items=["a", {"key": "b", "payload": {"bad": True}}], owner_id=str(owner), max_attempts=1
+            "items",
+            items=["a", {"key": "b", "payload": {"bad": True}}],
+            owner_id=str(owner),
+            max_attempts=1,
+            trace_context={"traceparent": TRACE},
         )
         await watched.ended(items)
         assert names(watched.of(items)) == [
@@ -173,6 +178,8 @@ async def test_a_subscriber_sees_what_becomes_of_jobs_in_order(
             1,
             owner,
         )
+        assert claimed.trace_context is not None
+        assert claimed.trace_context["traceparent"] == TRACE
         assert isinstance(progress, JobProgress)
         assert progress.progress == 0.25
         assert progress.message is not None
