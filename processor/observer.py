@@ -37,6 +37,9 @@ class Observer:
     def probe_answered(self, probe: str, took: float) -> None:
         """Hear that a probe of the feed came back: `ack` or `echo`."""
 
+    def event_dropped(self, subscriber: str) -> None:
+        """Hear that a subscriber was too slow for an event, which it will not hear of."""
+
 
 NOBODY = Observer()
 """For those whom nobody watches."""

@@ -39,6 +39,7 @@ ARROWS = {
     "refusal": {"errors", "transport"},
     "answers": {"job"},
     "observer": set(),
+    "events": {"observer"},
     "tracing": {"errors", "job", "spans"},
     "spans": {"job", "tracing"},
     "caller": {"errors", "observer", "refusal", "transport"},

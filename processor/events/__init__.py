@@ -1,0 +1,4 @@
+"""What happens in a daemon, as values, and the bus that brings them to whoever wants to know.
+
+A room publishes once what has happened; who counts it, sends it on or waits for it is none of its business.
+"""
