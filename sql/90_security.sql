@@ -19,7 +19,7 @@ declare
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
     'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
     'read_jobs', 'read_job', 'pause_queue', 'resume_queue', 'set_queue_limits', 'drain_worker', 'pause_schedule', 'resume_schedule',
-    'run_schedule', 'read_alerts', 'read_metrics'
+    'run_schedule', 'read_alerts', 'read_metrics', 'read_ended_jobs'
   ];
   o record;
 begin
@@ -115,7 +115,8 @@ grant execute on function
   public.expire_credits(int),
   public.check_installation(),
   public.read_alerts(int),
-  public.read_metrics(uuid)
+  public.read_metrics(uuid),
+  public.read_ended_jobs(uuid, timestamptz, bigint, boolean, timestamptz, uuid, int)
 to service_role, job_processor;
 -- functions: operators, who may be signed-in users; each asks who is calling
 grant execute on function

@@ -50,6 +50,7 @@ WORKER_FUNCTIONS = {
     "check_installation",
     "read_alerts",
     "read_metrics",
+    "read_ended_jobs",
 }
 OURS = "('public', 'processor')"
 OWNED = (
