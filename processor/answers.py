@@ -70,6 +70,22 @@ class ProgressAnswer(_Wire):
     cancel: tuple[UUID, ...] = ()
 
 
+class Facts(_Wire):
+    """What else the row of a settled job says."""
+
+    error_code: str | None = None
+    error_message: str | None = None
+    items_total: int = 0
+    items_done: int = 0
+    items_failed: int = 0
+    credits_captured: int = 0
+    credits_refunded: int = 0
+
+
+PLAIN = Facts()
+"""Those of a job without a failure, items and credits, which are not sent."""
+
+
 class Settled(_Wire):
     """What the database made of one reported outcome."""
 
@@ -78,6 +94,7 @@ class Settled(_Wire):
     status: str | None = None
     run_at: datetime | None = None
     error: str | None = None
+    facts: Facts | None = None
 
 
 class ItemsAnswer(_Wire):

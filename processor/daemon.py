@@ -19,6 +19,8 @@ from processor.config import Settings
 from processor.credential import Credential
 from processor.drain import Drain
 from processor.errors import ApiError
+from processor.events.bus import Bus
+from processor.events.lifecycle import WorkerChanged, WorkerState
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
@@ -42,6 +44,9 @@ from processor.tracing import tracing
 from processor.web.server import WebServer
 from processor.worker import Worker
 
+_EVENTS_SECONDS = 5.0
+"""How long those who want to know what has happened may take on the way out."""
+
 log = structlog.get_logger("processor.daemon")
 
 
@@ -49,7 +54,7 @@ class Daemon:
     """One worker process: takes jobs from a project and runs them with the handlers of an application.
 
     ``run()`` returns the exit code. ``reread`` looks for the settings again when SIGHUP asks for it; without
-    it they stay as they are.
+    it they stay as they are. ``bus`` tells what happens, for whoever subscribes.
     """
 
     def __init__(
@@ -62,6 +67,10 @@ class Daemon:
         key = self._credential.token
         self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
         observer = self._metrics or NOBODY
+        self._background = Background()
+        bus = self.bus = Bus(observer, self._background.ended)
+        if self._metrics is not None:
+            self._metrics.listen(bus)
         self._tracing = tracing(wanted=settings.traces)
         self.rpc = Rpc(settings.url, key, api_key=settings.api_key, observer=observer)
         self._client = ApplicationClient(settings.url, key, api_key=settings.api_key)
@@ -80,6 +89,7 @@ class Daemon:
                 probe_interval=settings.probe_seconds,
             ),
             observer=observer,
+            bus=bus,
         )
         # hidden before it is shown to anybody
         for follow in (_hide, self.rpc.set_key, self._client.set_key, self._feed.set_key):
@@ -91,6 +101,7 @@ class Daemon:
             slots=settings.slots,
             on_unknown=self._register,
             observer=observer,
+            bus=bus,
         )
         spool = None
         if settings.spool_dir is not None:
@@ -102,14 +113,13 @@ class Daemon:
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
         )
         hold = self._hold = Hold()
-        self._background = Background()
         self._resources = Resources(
             app.resources_of(self._work.kinds),
             lambda name, error: self._background.mourn(f"resource {name}", error),
         )
         shared = self._resources.values
         self._executor = Executor(
-            app, settings, self._settler, self._reporter, self._client, hold, shared, observer, self._tracing
+            app, settings, self._settler, self._reporter, self._client, hold, shared, bus, self._tracing
         )
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
@@ -124,6 +134,8 @@ class Daemon:
             on_schedule=self._schedules.due_in,
             register=self._register,
             unsettled=lambda: self._settler.unsettled,
+            on_drain=lambda drains: self._becomes("draining" if drains or self._draining else "ready"),
+            bus=bus,
         )
         self._checks = Checks(
             background=self._background,
@@ -149,6 +161,7 @@ class Daemon:
         )
         self._web: WebServer | None = None
         self._registered = False
+        self._state: WorkerState | None = None
         self._lost = 0
         self._draining = False
         self._stop = asyncio.Event()
@@ -205,6 +218,7 @@ class Daemon:
                 exposition=None if self._metrics is None else self._metrics.exposition,
             )
             log.info("daemon.listening", url=await self._web.start())
+        self._becomes("starting")
         if not await self._unless_stopped("resources", self._resources.start()):
             return
         if not await self._replayed():
@@ -245,6 +259,7 @@ class Daemon:
             slots=self._settings.slots,
             version=__version__,
         )
+        self._becomes("ready")
 
     async def _unless_stopped(self, name: str, part: Coroutine[Any, Any, None]) -> bool:
         """Do a part of the start, until somebody wants to stop; say whether to go on."""
@@ -282,12 +297,15 @@ class Daemon:
         """End in order: no new jobs, a grace for the running ones, the last results, then goodbye."""
         self._draining = True
         self._worker.pause("stopping")
+        self._becomes("draining")
         if self._registered:
             self._lost = await self._drain.finish(self._settings)
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
             await self._drain.leave(self._settings)
+        self._becomes("stopped")
+        await self.bus.close(_EVENTS_SECONDS)  # after the last results, and before anything they might need
         await self._resources.stop()
         if self._web is not None:
             await self._web.stop()
@@ -318,6 +336,11 @@ class Daemon:
         )
         self._registered = True
         self._lease.begin((answer.lease_expires_at - answer.now).total_seconds(), sent=sent)
+
+    def _becomes(self, state: WorkerState) -> None:
+        if state != self._state:
+            self._state = state
+            self.bus.publish(WorkerChanged(state=state))
 
     def _read_key(self) -> str:
         return self._settings.read_key()  # of those that count at that time

@@ -7,10 +7,12 @@ from uuid import UUID
 
 from processor.clients import ApplicationClient
 from processor.errors import ErrorCode, JobError
+from processor.events.bus import Bus
+from processor.events.lifecycle import ItemFinished, JobProgress
 from processor.hold import Hold
 from processor.job import Failure, ItemOutcome, Job, NewChild, OnChildFailure, Step
 from processor.jsonb import to_text
-from processor.observer import Observer
+from processor.redact import redact
 from processor.report import Reporter
 from processor.retry import Classifier
 from processor.run import Run, Stop
@@ -31,7 +33,7 @@ class RunDesk:
         settler: Settler,
         reporter: Reporter,
         client: ApplicationClient,
-        observer: Observer,
+        bus: Bus,
     ) -> None:
         self._run = run
         self._hold = hold
@@ -39,7 +41,7 @@ class RunDesk:
         self._settler = settler
         self._reporter = reporter
         self._client = client
-        self._observer = observer
+        self._bus = bus
 
     @property
     def stopping(self) -> bool:
@@ -65,6 +67,9 @@ class RunDesk:
         self.admit()
         if not self._run.settling:
             self._reporter.progress(job, fraction, message)
+            if self._bus.wants(JobProgress):
+                shown = None if message is None else to_text(redact(message), 500)
+                self._bus.publish(JobProgress(**self._run.about, progress=fraction, message=shown))
 
     def item_progress(self, job: Job, key: str, fraction: float) -> None:
         """Note an item's progress, likewise."""
@@ -91,20 +96,19 @@ class RunDesk:
             self._run.log.error("item.refused", item=outcome.key, error=settled.error)
             failure = Failure(ErrorCode.INVALID_RESULT, to_text(settled.error), retryable=False)
             await self._settler.item(self._run.attempt, ItemOutcome(outcome.key, failure=failure))
-            self._observer.item_ended(job.queue, job.kind, "failed")
+            self._tell(outcome.key, failure)
             return failure
         if settled.stale:
             self._run.stop(Stop.LOST)
             return Failure(ErrorCode.LEASE_LOST, "another worker has the job", retryable=True)
         if outcome.failure is None:
-            self._observer.item_ended(job.queue, job.kind, "completed")
             self._run.log.debug("item.finished", item=outcome.key, status="completed")
         else:
-            self._observer.item_ended(job.queue, job.kind, "failed")
             self._run.note_delay(outcome.failure)
             self._run.log.info(
                 "item.finished", item=outcome.key, status="failed", error_code=outcome.failure.code
             )
+        self._tell(outcome.key, outcome.failure)
         return None
 
     async def save_checkpoint(self, job: Job, step: Step) -> None:
@@ -133,6 +137,17 @@ class RunDesk:
         made = sum(child.created for child in spawned.jobs)
         self._run.log.info("job.spawned", children=len(spawned.jobs), new=made)
         return [child.id for child in spawned.jobs]
+
+    def _tell(self, key: str, failure: Failure | None) -> None:
+        if self._bus.wants(ItemFinished):
+            self._bus.publish(
+                ItemFinished(
+                    **self._run.about,
+                    key=key,
+                    status="completed" if failure is None else "failed",
+                    error_code=None if failure is None else failure.code,
+                )
+            )
 
     def _check(self, *, stale: bool) -> None:
         """Look at an answer: the job may have become somebody else's meanwhile."""

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from processor import endings
 from processor.answers import Settled
 from processor.app import Handler, Processor
 from processor.calls.context import Brief
@@ -17,9 +18,11 @@ from processor.calls.processes import KILL_SECONDS, Processes
 from processor.calls.thread import call_in_thread
 from processor.clients import ApplicationClient
 from processor.config import Settings
-from processor.context import JobContext, invalid_result
+from processor.context import JobContext
 from processor.desk import RunDesk
 from processor.errors import ErrorCode
+from processor.events.bus import Bus
+from processor.events.lifecycle import AttemptEnded, JobLost, JobReleased, JobStarted
 from processor.hold import Hold
 from processor.job import (
     Cancel,
@@ -30,21 +33,15 @@ from processor.job import (
     OutcomeKind,
     Snooze,
     Wait,
-    refuse_decision,
 )
-from processor.jsonb import to_jsonb, to_text
+from processor.jsonb import to_text
 from processor.log import of_job
 from processor.middleware import around
-from processor.observer import NOBODY, Observer
 from processor.report import Reporter
-from processor.retry import problems
 from processor.run import Run, Stop, run_ms
 from processor.settle import Settler
 from processor.signature import Sort, check_reachable
 from processor.tracing import NOT_TRACED, Tracing
-
-_AGAIN = {OutcomeKind.SNOOZE: "snoozed", OutcomeKind.WAIT: "waiting"}
-"""Why a job runs again, if not because it is to be tried again."""
 
 log = structlog.get_logger("processor.job")
 
@@ -61,7 +58,7 @@ class Executor:
         client: ApplicationClient,
         hold: Hold,
         resources: Mapping[str, Any],
-        observer: Observer = NOBODY,
+        bus: Bus | None = None,
         tracing: Tracing = NOT_TRACED,
     ) -> None:
         for handler in app.handlers.values():
@@ -74,7 +71,7 @@ class Executor:
         self._reporter = reporter
         self._client = client
         self._hold = hold
-        self._observer = observer
+        self._bus = bus or Bus()
         self._tracing = tracing
         self._processes = Processes(
             settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
@@ -102,7 +99,7 @@ class Executor:
             # the application's own code failed beside its handler, in a validator or a rule for errors:
             # it must cost an attempt, or the job would come back for ever
             run.log.exception("job.crashed")
-            outcome = _crashed(error)
+            outcome = endings.crashed(error)
         run.settling = True
         with self._tracing.step("settle"):
             await (self._give_up(run) if outcome is None else self._settle(run, outcome))
@@ -122,12 +119,12 @@ class Executor:
             self._settler,
             self._reporter,
             self._client,
-            self._observer,
+            self._bus,
         )
         try:
             brief = self._check(run, handler)
         except ValidationError as error:
-            return _invalid_payload(error)
+            return endings.invalid_payload(error)
         context: JobContext[Any] = JobContext(
             run.job,
             brief.payload,
@@ -141,7 +138,7 @@ class Executor:
     def _refuse(self, run: Run) -> Outcome | None:
         """Do not start what somebody has cancelled since it was claimed."""
         if run.job.cancel_requested:
-            return _cancelled("cancelled before it started")
+            return endings.cancelled("cancelled before it started")
         return None
 
     def _check(self, run: Run, handler: Handler) -> Brief:
@@ -179,7 +176,7 @@ class Executor:
         elif not task.cancelled():
             error = task.exception()
             if error is None:
-                return _returned(
+                return endings.returned(
                     task.result(), run.items_delay
                 )  # done after all: what is finished stays finished
             if run.stopped_for is None or isinstance(error, Decision):
@@ -193,9 +190,9 @@ class Executor:
             case Snooze():
                 return Outcome(OutcomeKind.SNOOZE, delay=error.delay, message=to_text(error.reason, 500))
             case Wait():
-                return _waiting(error, context)
+                return endings.waiting(error, context)
             case Cancel():
-                return _cancelled(error.reason)
+                return endings.cancelled(error.reason)
         failure = self._app.classifier.classify(error)
         if failure.code == ErrorCode.HANDLER_CRASHED:
             run.log.error("job.crashed", exc_info=error)
@@ -212,7 +209,7 @@ class Executor:
                 )
                 return Outcome(OutcomeKind.RETRY, failure=failure)
             case Stop.CANCEL:
-                return _cancelled("cancelled while it ran")
+                return endings.cancelled("cancelled while it ran")
             case Stop.RELEASE | Stop.LOST:
                 return None
         # nobody stopped it: the handler awaited something that was cancelled by others
@@ -230,7 +227,7 @@ class Executor:
             if settled.error is not None:
                 # it holds no slot any more, so the heartbeat finds it forgotten and gives it back
                 run.log.error("job.unsettled", error=settled.error, then="it is given back and runs again")
-                self._tell(run, "unsettled")
+                self._tell(JobLost(**run.about, ran=run.ran, how="unsettled"))
                 return
         self._report(run, outcome, settled)
 
@@ -239,11 +236,12 @@ class Executor:
         if run.stopped_for is Stop.LOST:
             await self._reporter.close(run.job)
             run.log.warning("job.lost", ran_ms=run_ms(run))
-            self._tell(run, "lost")
+            self._tell(JobLost(**run.about, ran=run.ran, how="lost"))
             return
         settled = await self._settler.release(run.attempt, after=self._reporter.close(run.job))
         run.log.info("job.released", ran_ms=run_ms(run), stale=settled.stale)
-        self._tell(run, "stale" if settled.stale else "released")
+        about, ran = run.about, run.ran
+        self._tell(JobLost(**about, ran=ran, how="stale") if settled.stale else JobReleased(**about, ran=ran))
 
     def _report(self, run: Run, outcome: Outcome, settled: Settled) -> None:
         """Say how it ended."""
@@ -254,18 +252,15 @@ class Executor:
             fields["run_at"] = settled.run_at.isoformat()
         if settled.stale:
             run.log.warning("job.stale", **fields)
-            self._tell(run, "stale")
         else:
             run.log.info("job.finished", **fields)
-            failure = None if outcome.kind is OutcomeKind.CANCELLED else outcome.failure
-            code = None if failure is None else failure.code
-            ended = settled.status if settled.status not in {None, "pending"} else None
-            self._tell(run, ended or _AGAIN.get(outcome.kind, "retried"), code)
+        if self._tracing is not NOT_TRACED or self._bus.wants(AttemptEnded):
+            self._tell(endings.settled_as(run, outcome, settled))
 
-    def _tell(self, run: Run, outcome: str, code: str | None = None) -> None:
-        """Have it counted, and traced."""
-        self._tracing.ended(outcome, code)
-        self._observer.job_ended(run.job.queue, run.job.kind, outcome, time.monotonic() - run.began, code)
+    def _tell(self, event: AttemptEnded) -> None:
+        """Say what became of the attempt, to its trace and on the bus."""
+        self._tracing.ended(event.outcome, event.code)
+        self._bus.publish(event)
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -290,6 +285,8 @@ class Executor:
             items=len(run.job.items),
             started_at=round(time.time(), 6),
         )
+        if self._bus.wants(JobStarted):
+            self._bus.publish(JobStarted(**run.about))
         call = around(partial(self._function, run, handler, brief), self._app.middlewares, self._resources)
         try:
             return await call(context)
@@ -362,38 +359,3 @@ def _strayed(run: Run, task: asyncio.Task[Any]) -> None:
     """Say that a handler that was left to itself has ended."""
     error = None if task.cancelled() else task.exception()
     run.log.warning("job.stray_ended", ran_ms=run_ms(run), exc_info=error)
-
-
-def _returned(result: Any, items_delay: float | None) -> Outcome:
-    """Accept what ``jsonb`` can hold."""
-    try:
-        refuse_decision(result)
-        return Outcome(OutcomeKind.DONE, result=to_jsonb(result), delay=items_delay)
-    except ValueError as error:
-        return Outcome(OutcomeKind.FAIL, failure=invalid_result("the result", error))
-
-
-def _waiting(decision: Wait, context: JobContext[Any]) -> Outcome:
-    """Wait for the children, if there are any to wait for: else the job would run again at once, for ever."""
-    if all(child.ended for child in context.children):
-        have = "all its children have ended" if context.children else "it has no children"
-        message = f"the handler raised Wait, but {have}: spawn some first, or write `job.join()`"
-        failure = Failure(ErrorCode.INVALID_RESULT, message, retryable=False)
-        return Outcome(OutcomeKind.FAIL, failure=failure)
-    return Outcome(OutcomeKind.WAIT, message=to_text(decision.reason, 500))
-
-
-def _cancelled(reason: str) -> Outcome:
-    failure = Failure(ErrorCode.CANCELLED, to_text(reason, 500), retryable=False)
-    return Outcome(OutcomeKind.CANCELLED, failure=failure)
-
-
-def _crashed(error: Exception) -> Outcome:
-    """Describe a failure by what cannot fail again: an exception's text may be what crashed."""
-    message = f"{type(error).__name__} in the application, outside its handler; see the daemon's log"
-    return Outcome(OutcomeKind.RETRY, failure=Failure(ErrorCode.HANDLER_CRASHED, message, retryable=True))
-
-
-def _invalid_payload(error: ValidationError) -> Outcome:
-    failure = Failure(ErrorCode.INVALID_PAYLOAD, to_text("; ".join(problems(error))), retryable=False)
-    return Outcome(OutcomeKind.FAIL, failure=failure)

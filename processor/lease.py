@@ -17,6 +17,8 @@ import structlog
 
 from processor.answers import Attempt, Heartbeat
 from processor.errors import ApiError, WorkerUnknown
+from processor.events.bus import Bus
+from processor.events.lifecycle import JobsRescued
 from processor.hold import Hold, clock
 from processor.rpc import Rpc, seconds_until
 from processor.run import Stop
@@ -39,7 +41,7 @@ class Lease:
     ``feed_mode`` says how the worker learns of jobs; ``on_beat`` hears the server's time of every
     heartbeat, which comes back through the feed; ``on_schedule`` hears in how many seconds a schedule is
     due, if any; ``register`` makes the server know this worker again; ``unsettled`` are the jobs of which
-    an outcome is still on its way.
+    an outcome is still on its way; ``on_drain`` hears whether an operator wants no more to be claimed.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Lease:
         on_schedule: Callable[[float | None], None],
         register: Callable[[], Awaitable[None]],
         unsettled: Callable[[], AbstractSet[UUID]] = frozenset,
+        on_drain: Callable[[bool], None] = lambda _draining: None,
+        bus: Bus | None = None,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
@@ -66,6 +70,8 @@ class Lease:
         self._register = register
         self._hold = hold
         self._unsettled = unsettled
+        self._on_drain = on_drain
+        self._bus = bus or Bus()
         self._nudged = asyncio.Event()
         self._renewed = asyncio.Event()
         self._rescue_in = math.inf
@@ -183,6 +189,7 @@ class Lease:
         self._inbox = max(self._inbox, answer.inbox)
         if answer.rescued:
             log.warning("lease.rescued", jobs=answer.rescued)
+            self._bus.publish(JobsRescued(count=answer.rescued))
         self._drain(wanted=answer.draining)
         self._worker.cancel(answer.cancel)
         self._lose(answer, held)
@@ -212,6 +219,7 @@ class Lease:
         else:
             log.info("lease.drained_no_more")
             self._worker.resume("drain")
+        self._on_drain(wanted)
 
     def _lose(self, answer: Heartbeat, held: tuple[Attempt, ...]) -> None:
         """Stop what is no longer ours; what was claimed again since the heartbeat has another attempt."""

@@ -16,6 +16,8 @@ from processor.answers import MetricsAnswer
 from processor.assignment import Assignment
 from processor.config import Settings
 from processor.errors import ErrorCode
+from processor.events.bus import Bus
+from processor.events.lifecycle import AttemptEnded, FeedModeChanged, ItemFinished, JobClaimed
 from processor.figures import Figures
 from processor.hold import Hold, clock
 from processor.observer import Observer
@@ -120,6 +122,12 @@ class Metrics(Observer):
             buckets=_REQUEST,
             registry=registry,
         )
+        self._dropped = Counter(
+            "processor_events_dropped",
+            "Events that a subscriber was too slow for.",
+            ("subscriber",),
+            registry=registry,
+        )
         self._lag = Histogram(
             "processor_event_loop_lag_seconds", "How late the event loop is.", buckets=_LAG, registry=registry
         )
@@ -131,6 +139,13 @@ class Metrics(Observer):
     def watch(self, worker: Worker, settler: Settler, hold: Hold, ready: Callable[[], bool]) -> None:
         """Look at these at each scrape from now on."""
         self._watched = lambda: self._look(worker, settler, hold, ready=ready())
+
+    def listen(self, bus: Bus) -> None:
+        """Hear what happens from now on."""
+        bus.listen("metrics", self._job_claimed, JobClaimed)
+        bus.listen("metrics", self._attempt_ended, AttemptEnded)
+        bus.listen("metrics", self._item_finished, ItemFinished)
+        bus.listen("metrics", self._mode_changed, FeedModeChanged)
 
     async def run(self) -> None:
         """See how late the event loop is, until cancelled."""
@@ -157,24 +172,6 @@ class Metrics(Observer):
                 self._missed.inc(found)
             self._swept = True
 
-    def job_claimed(self, queue: str, kind: str, waited: float) -> None:
-        """Count an attempt, and how long its job had to wait."""
-        job = self._job(queue, kind)
-        job.claimed.inc()
-        job.pickup.observe(waited)
-
-    def job_ended(self, queue: str, kind: str, outcome: str, ran: float, code: str | None) -> None:
-        """Count the end of an attempt, and how long that took."""
-        queue, kind = self._names(queue, kind)
-        self._finished.labels(queue, kind, outcome).inc()
-        self._job(queue, kind).run.observe(ran)
-        if code is not None:
-            self._errors.labels(kind, self._code(code)).inc()
-
-    def item_ended(self, queue: str, kind: str, outcome: str) -> None:
-        """Count an item."""
-        self._items.labels(*self._names(queue, kind), outcome).inc()
-
     def api_called(self, function: str, result: str, took: float) -> None:
         """Count a request, and how long its answer took."""
         self._requests.labels(function, result).inc()
@@ -183,12 +180,6 @@ class Metrics(Observer):
     def woken(self, source: str) -> None:
         """Count a reason to look."""
         self._wakes.labels(source).inc()
-
-    def mode_changed(self, mode: str) -> None:
-        """Add up the time in the mode that is over."""
-        now = time.monotonic()
-        self._mode_seconds[self._mode] += now - self._mode_since
-        self._mode, self._mode_since, self._swept = mode, now, False
 
     def connection_begun(self) -> None:
         """Count a connection."""
@@ -201,6 +192,35 @@ class Metrics(Observer):
     def probe_answered(self, probe: str, took: float) -> None:
         """Note how long a probe took."""
         self._probes.labels(probe).observe(took)
+
+    def event_dropped(self, subscriber: str) -> None:
+        """Count it."""
+        self._dropped.labels(subscriber).inc()
+
+    # -- what has happened ------------------------------------------------------------------------
+
+    def _job_claimed(self, event: JobClaimed) -> None:
+        """Count an attempt, and how long its job had to wait."""
+        job = self._job(event.queue, event.kind)
+        job.claimed.inc()
+        job.pickup.observe(event.waited)
+
+    def _attempt_ended(self, event: AttemptEnded) -> None:
+        """Count the end of an attempt, and how long that took."""
+        queue, kind = self._names(event.queue, event.kind)
+        self._finished.labels(queue, kind, event.outcome).inc()
+        self._job(queue, kind).run.observe(event.ran)
+        if event.code is not None:
+            self._errors.labels(kind, self._code(event.code)).inc()
+
+    def _item_finished(self, event: ItemFinished) -> None:
+        self._items.labels(*self._names(event.queue, event.kind), event.status).inc()
+
+    def _mode_changed(self, event: FeedModeChanged) -> None:
+        """Add up the time in the mode that is over."""
+        now = time.monotonic()
+        self._mode_seconds[self._mode] += now - self._mode_since
+        self._mode, self._mode_since, self._swept = event.mode, now, False
 
     # -- helpers ----------------------------------------------------------------------------------
 

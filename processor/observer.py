@@ -1,8 +1,11 @@
-"""What the rooms of a daemon tell whoever counts: names and durations, and they wait for nothing."""
+"""What the rooms of a daemon measure, for whoever counts: names and durations, and they wait for nothing.
+
+What happens to jobs, to the worker and to its feed is told once, on the bus (:mod:`processor.events`).
+"""
 
 
 class Observer:
-    """Hears what happens, in the event loop, and does nothing about it; whoever wants to know inherits.
+    """Hears what is measured, in the event loop, and does nothing about it; whoever wants to know inherits.
 
     All durations are seconds. No method may raise, block, or change anything of a job.
     """
@@ -10,23 +13,11 @@ class Observer:
     def claim_answered(self, wakes: frozenset[str], found: int) -> None:
         """Hear that a claim, made for these reasons, found so many jobs."""
 
-    def job_claimed(self, queue: str, kind: str, waited: float) -> None:
-        """Hear that an attempt begins, ``waited`` after the job could have run."""
-
-    def job_ended(self, queue: str, kind: str, outcome: str, ran: float, code: str | None) -> None:
-        """Hear what became of an attempt: the job's status, or why it goes on; ``code``: it failed."""
-
-    def item_ended(self, queue: str, kind: str, outcome: str) -> None:
-        """Hear that an item has ended, `completed` or `failed`."""
-
     def api_called(self, function: str, result: str, took: float) -> None:
         """Hear of one request: `ok`, `refused` or `unreachable`."""
 
     def woken(self, source: str) -> None:
         """Hear that the feed gives a reason to look."""
-
-    def mode_changed(self, mode: str) -> None:
-        """Hear how the worker learns of jobs from now on."""
 
     def connection_begun(self) -> None:
         """Hear that the feed begins a Realtime connection."""

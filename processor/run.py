@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from processor.answers import Attempt
+from processor.events.lifecycle import About
 from processor.job import Failure, Job
 
 log = structlog.get_logger("processor.job")
@@ -53,6 +54,24 @@ class Run:
             worker_id=str(worker_id),
         )
 
+    @property
+    def about(self) -> About:
+        """What every event of this attempt says."""
+        job = self.job
+        return {
+            "job_id": job.id,
+            "queue": job.queue,
+            "kind": job.kind,
+            "attempt": job.attempt,
+            "owner_id": job.owner_id,
+            "trace_context": None,
+        }
+
+    @property
+    def ran(self) -> float:
+        """How many seconds the attempt has taken here."""
+        return time.monotonic() - self.began
+
     def stop(self, reason: Stop) -> None:
         """Stop the handler; a lost job stays lost whatever else is wanted of it."""
         if self.settling or self.stopped_for is Stop.LOST:
@@ -94,4 +113,4 @@ def queued_ms(job: Job, now: datetime) -> float:
 
 def run_ms(run: Run) -> float:
     """Return how long the attempt has taken here."""
-    return round((time.monotonic() - run.began) * 1000, 1)
+    return round(run.ran * 1000, 1)

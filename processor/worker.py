@@ -12,6 +12,8 @@ import structlog
 
 from processor.answers import Attempt, Claim
 from processor.errors import ApiError, WorkerUnknown
+from processor.events.bus import Bus
+from processor.events.lifecycle import JobClaimed
 from processor.executor import Executor
 from processor.observer import NOBODY, Observer
 from processor.rpc import Rpc
@@ -41,7 +43,7 @@ class Worker:
     """Claims jobs into free slots and runs them.
 
     ``on_unknown`` is awaited when the server has forgotten this worker: it registers it again;
-    ``observer`` hears of claims.
+    ``observer`` hears of claims, ``bus`` of the jobs that they bring.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Worker:
         slots: int,
         on_unknown: Callable[[], Awaitable[None]],
         observer: Observer = NOBODY,
+        bus: Bus | None = None,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
@@ -60,6 +63,7 @@ class Worker:
         self._slots = slots
         self._on_unknown = on_unknown
         self._observer = observer
+        self._bus = bus or Bus()
         self._executor: Executor | None = None
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -276,7 +280,8 @@ class Worker:
         if self._executor is None:
             raise RuntimeError("employ() an executor before claiming")
         self._idle.clear()
-        self._observer.job_claimed(run.job.queue, run.job.kind, run.queued_ms / 1000)
+        if self._bus.wants(JobClaimed):
+            self._bus.publish(JobClaimed(**run.about, waited=run.queued_ms / 1000))
         if self._pauses:  # the reason to pause came while the claim was on its way
             run.stop(Stop.RELEASE)
         task = asyncio.create_task(self._executor.run(run), name=f"job:{run.job.kind}:{run.job.id}")

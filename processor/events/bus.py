@@ -40,11 +40,17 @@ class Bus:
         self._on_end = on_end
         self._listeners: list[tuple[str, Hear, tuple[type[Event], ...]]] = []
         self._heard: dict[type[Event], tuple[tuple[str, Hear], ...]] = {}
+        self._wanted: dict[type[Event], bool] = {}
         self._subscriptions: list[Subscription] = []
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether anybody wants to hear of such events: if not, they need not be made."""
-        return bool(self._heard[kind] if kind in self._heard else self._find(kind))
+        """Whether anybody wants to hear of such events, or of some of them: if not, they need not be made."""
+        if kind not in self._wanted:
+            self._wanted[kind] = any(
+                issubclass(kind, kinds) or any(issubclass(one, kind) for one in kinds)
+                for _name, _hear, kinds in self._listeners
+            )
+        return self._wanted[kind]
 
     def publish(self, event: Event) -> None:
         """Tell everybody who wants to know. Never waits, never raises."""
@@ -57,8 +63,7 @@ class Bus:
 
     def listen(self, name: str, hear: Callable[[E], None], kind: type[E]) -> None:
         """Have ``hear`` called within every publication of such an event, or of one derived from it."""
-        self._listeners.append((name, hear, (kind,)))
-        self._heard.clear()
+        self._set_listeners([*self._listeners, (name, hear, (kind,))])
 
     def subscribe(
         self,
@@ -77,8 +82,7 @@ class Bus:
         subscription = Subscription(name, handler, capacity, self._observer)
         subscription.task.add_done_callback(self._on_end)
         self._subscriptions.append(subscription)
-        self._listeners.append((name, subscription.put, kinds))
-        self._heard.clear()
+        self._set_listeners([*self._listeners, (name, subscription.put, kinds)])
         return subscription
 
     async def close(self, within: float) -> None:
@@ -90,8 +94,7 @@ class Bus:
         if not subscriptions:
             return
         puts = {subscription.put for subscription in subscriptions}
-        self._listeners = [listener for listener in self._listeners if listener[1] not in puts]
-        self._heard.clear()
+        self._set_listeners([listener for listener in self._listeners if listener[1] not in puts])
         for subscription in subscriptions:
             subscription.finish()
         tasks = {subscription.task for subscription in subscriptions}
@@ -101,6 +104,11 @@ class Bus:
             for subscription in subscriptions:
                 subscription.stop()
         await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+
+    def _set_listeners(self, listeners: list[tuple[str, Hear, tuple[type[Event], ...]]]) -> None:
+        self._listeners = listeners
+        self._heard.clear()
+        self._wanted.clear()
 
     def _find(self, kind: type[Event]) -> tuple[tuple[str, Hear], ...]:
         found = tuple((name, hear) for name, hear, kinds in self._listeners if issubclass(kind, kinds))

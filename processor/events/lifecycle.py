@@ -154,7 +154,7 @@ class JobRetried(AttemptEnded):
 
     @property
     def code(self) -> str | None:
-        """Why it failed; None: its items will tell."""
+        """Why it failed."""
         return self.error_code
 
 
@@ -207,18 +207,17 @@ class JobLost(AttemptEnded):
 class JobFinished(AttemptEnded):
     """The database has taken the end of the job.
 
-    ``status`` is `completed`, `partial`, `failed` or `cancelled`. Figures are None where whoever tells does not know them: a worker is not told of credits, nor of what of
-    a job's items earlier attempts failed. Who reads the row knows all.
+    ``status`` is `completed`, `partial`, `failed` or `cancelled`; the rest, too, is as in its row.
     """
 
     status: str
     error_code: str | None = None
     error_message: str | None = None
-    items_total: int | None = None
-    items_done: int | None = None
-    items_failed: int | None = None
-    credits_captured: int | None = None
-    credits_refunded: int | None = None
+    items_total: int = 0
+    items_done: int = 0
+    items_failed: int = 0
+    credits_captured: int = 0
+    credits_refunded: int = 0
 
     @property
     def name(self) -> str:
@@ -290,7 +289,11 @@ class FeedModeChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePaused(Event):
-    """A queue of this daemon's was paused, or goes on."""
+    """A queue of this daemon's is paused, or goes on.
+
+    It is told when Realtime tells of a change of the queue's row and something else was told before; the first
+    change of any of its knobs is told, too. Messages and polling do not say which queues are paused.
+    """
 
     NAME = "queue.paused"
 

@@ -34,6 +34,10 @@ class Ears:
     """The server says that changes (or messages) are streamed from now on."""
     look: Callable[[Collection[str | None]], None]
     """Something may be claimable in these queues; None: it is not known in which."""
+    seen: Callable[[str, str | None], None]
+    """The job of this id, in this queue, has become pending."""
+    paused: Callable[[str, bool], None]
+    """This queue has changed, and is paused, or not."""
     row: Callable[[dict[str, Any]], None]
     """The worker's row has changed."""
     alive: Callable[[], bool]
@@ -128,11 +132,15 @@ class Changes:
         # what waits for its children changes with each that ends; the last one makes it due
         if not str(record.get("run_at")).startswith("9999-"):
             self._ears.look((record.get("queue"),))
+            if "id" in record:
+                self._ears.seen(record["id"], record.get("queue"))
 
     def _queue_changed(self, payload: PostgresChangesPayload) -> None:
         record = payload["data"].get("record") or {}
         if not record.get("paused"):
             self._ears.look((record.get("name"),))
+        if "name" in record and "paused" in record:
+            self._ears.paused(record["name"], record["paused"])
 
     def _worker_changed(self, payload: PostgresChangesPayload) -> None:
         record = payload["data"].get("record")

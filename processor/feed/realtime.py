@@ -45,6 +45,8 @@ class Incarnation:
     :param queues: wake only for jobs of these; None: for all
     :param on_ready: the server streams changes from now on (said again after a token refresh): sweep
     :param on_event: something may be claimable
+    :param on_job: a job of these queues became pending; gets its id and queue, if it is known
+    :param on_queue: one of these queues has changed; gets its name, and whether it is paused
     :param on_worker_row: the worker's row changed; gets the row
     :param on_echo: the worker's own heartbeat came back, so the change path works
     :param on_probe: called with the name of a probe that came back, and how many seconds that took
@@ -64,6 +66,8 @@ class Incarnation:
         queues: Collection[str] | None,
         on_ready: Callable[[], None],
         on_event: Callable[[], None],
+        on_job: Callable[[str, str | None], None],
+        on_queue: Callable[[str, bool], None],
         on_worker_row: Callable[[dict[str, Any]], None],
         on_echo: Callable[[], None],
         on_end: Callable[[Ending], None],
@@ -73,6 +77,8 @@ class Incarnation:
         self._queues = queues
         self._on_ready = on_ready
         self._on_event = on_event
+        self._on_job = on_job
+        self._on_queue = on_queue
         self._on_worker_row = on_worker_row
         self._on_echo = on_echo
         self._on_end = on_end
@@ -98,7 +104,7 @@ class Incarnation:
             self._client,
             worker_id,
             number,
-            Ears(self._streaming, self._look, self._row, self._alive),
+            Ears(self._streaming, self._look, self._seen, self._paused, self._row, self._alive),
         )
         self._client.hear = self._listening.hear
         self._joined: set[str] = set()
@@ -283,8 +289,19 @@ class Incarnation:
         self._on_ready()
 
     def _look(self, queues: Collection[str | None]) -> None:
-        if self._queues is None or any(queue is None or queue in self._queues for queue in queues):
+        if any(self._ours(queue) for queue in queues):
             self._on_event()
+
+    def _seen(self, job_id: str, queue: str | None) -> None:
+        if self._ours(queue):
+            self._on_job(job_id, queue)
+
+    def _paused(self, queue: str, paused: bool) -> None:
+        if self._ours(queue):
+            self._on_queue(queue, paused)
+
+    def _ours(self, queue: str | None) -> bool:
+        return self._queues is None or queue is None or queue in self._queues
 
     def _row(self, record: dict[str, Any]) -> None:
         if heartbeat_at := record.get("heartbeat_at"):

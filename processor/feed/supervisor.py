@@ -16,9 +16,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+from uuid import UUID
 
 import structlog
 
+from processor.events.bus import Bus
+from processor.events.lifecycle import FeedModeChanged, JobSeen, QueuePaused
 from processor.feed.channels import Changes, Messages
 from processor.feed.ending import Ending
 from processor.feed.polling import Poller
@@ -63,7 +66,8 @@ class Feed:
     :param transport: how to hear of jobs: `postgres_changes`, `broadcast` (the worker must be registered with
         it, or nothing is sent), or `polling`, which never connects
     :param timings: every duration, in seconds
-    :param observer: hears of connections, modes, wake-ups and probes
+    :param observer: hears of connections, wake-ups and probes
+    :param bus: hears of modes, of jobs that became pending, and of queues that were paused or go on
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Feed:
         transport: Transport = "postgres_changes",
         timings: FeedTimings | None = None,
         observer: Observer = NOBODY,
+        bus: Bus | None = None,
     ) -> None:
         self._url = url
         self._key = key
@@ -90,6 +95,8 @@ class Feed:
         self._transport = transport
         self._timings = timings or FeedTimings()
         self._observer = observer
+        self._bus = bus or Bus()
+        self._paused: dict[str, bool] = {}
 
         self._mode: Mode = "polling"
         self._since = datetime.now(UTC)
@@ -201,6 +208,8 @@ class Feed:
             queues=self._queues,
             on_ready=self._on_ready,
             on_event=lambda: self._wake("realtime"),
+            on_job=self._on_job,
+            on_queue=self._on_queue,
             on_worker_row=self._on_worker_row,
             on_echo=self._on_echo,
             on_end=self._on_end,
@@ -244,6 +253,15 @@ class Feed:
         else:
             log.info("feed.on_probation", incarnation=self._incarnations)
 
+    def _on_job(self, job_id: str, queue: str | None) -> None:
+        if self._bus.wants(JobSeen):
+            self._bus.publish(JobSeen(job_id=UUID(job_id), queue=queue))
+
+    def _on_queue(self, queue: str, paused: bool) -> None:
+        if self._paused.get(queue) is not paused:  # any knob may have been turned
+            self._paused[queue] = paused
+            self._bus.publish(QueuePaused(queue=queue, paused=paused))
+
     def _on_echo(self) -> None:
         if self._change_path_trusted:
             return
@@ -264,7 +282,7 @@ class Feed:
             return
         self._mode = mode
         self._since = datetime.now(UTC)
-        self._observer.mode_changed(mode)
+        self._bus.publish(FeedModeChanged(mode=mode))
         log.log(
             logging.WARNING if mode == "polling" else logging.INFO,
             "feed.mode",
