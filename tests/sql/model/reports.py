@@ -141,6 +141,20 @@ def answer(world: World, report: Row, held: bool) -> Row:
         "run_at": job and job.run_at,
         "stale": not held,
         "error": None,
+        "facts": facts(job) if held and job else None,
+    }
+
+
+def facts(job: Job) -> Row | None:
+    """What else is told of a job, if there is anything."""
+    if not (job.error_code or job.items_total or job.credits_captured or job.credits_refunded):
+        return None
+    return {
+        name: getattr(job, name)
+        for name in (
+            *("error_code", "error_message", "items_total", "items_done", "items_failed"),
+            *("credits_captured", "credits_refunded"),
+        )
     }
 
 
