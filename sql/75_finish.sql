@@ -152,7 +152,7 @@ begin
 
   return query
   select r.value ->> 'id', j.status, j.run_at, p.place is null, null::text,
-    case when p.place is not null and (j.error_code is not null or j.items_total > 0 or j.credits_captured + j.credits_refunded > 0)
+    case when j.error_code is not null or j.items_total > 0 or j.credits_captured + j.credits_refunded > 0
     then json_build_object(
       'error_code', j.error_code, 'error_message', j.error_message,
       'items_total', j.items_total, 'items_done', j.items_done, 'items_failed', j.items_failed,
