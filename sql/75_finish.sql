@@ -118,7 +118,7 @@ $$;
 comment on function processor.job_ids(jsonb) is 'The ids of the jobs that reports are about; what is no uuid is left out.';
 
 create or replace function processor.finish_batch(worker_id uuid, results jsonb)
-returns table (id text, status text, run_at timestamptz, stale boolean, error text)
+returns table (id text, status text, run_at timestamptz, stale boolean, error text, facts json)
 language plpgsql
 set search_path = '', pg_temp
 as $$
@@ -151,7 +151,12 @@ begin
   perform processor.conclude(verdicts);
 
   return query
-  select r.value ->> 'id', j.status, j.run_at, p.place is null, null::text
+  select r.value ->> 'id', j.status, j.run_at, p.place is null, null::text,
+    case when j.error_code is not null or j.items_total > 0 or j.credits_captured + j.credits_refunded > 0
+    then json_build_object(
+      'error_code', j.error_code, 'error_message', j.error_message,
+      'items_total', j.items_total, 'items_done', j.items_done, 'items_failed', j.items_failed,
+      'credits_captured', j.credits_captured, 'credits_refunded', j.credits_refunded) end
   from jsonb_array_elements(finish_batch.results) with ordinality r
   left join public.jobs j on j.id = (r.value ->> 'id')::uuid
   left join unnest(places) p (place) on p.place = r.ordinality
@@ -162,7 +167,7 @@ comment on function processor.finish_batch(uuid, jsonb) is
   'Carry out reports of jobs that are locked, all or none, and answer in the order given.';
 
 create or replace function processor.finish_singly(worker_id uuid, results jsonb)
-returns table (id text, status text, run_at timestamptz, stale boolean, error text)
+returns table (id text, status text, run_at timestamptz, stale boolean, error text, facts json)
 language plpgsql
 set search_path = '', pg_temp
 as $$

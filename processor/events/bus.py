@@ -131,6 +131,7 @@ class Subscription:
         self._number = 0
         self._waiting: OrderedDict[int, Event] = OrderedDict()
         self._droppable: deque[int] = deque()
+        self._handling = False
         self._behind = False
         self._closing = False
         self._wanted = asyncio.Event()
@@ -159,7 +160,12 @@ class Subscription:
     def stop(self) -> None:
         """End now, if it has not ended, and say what it has not heard of."""
         if not self.task.done():
-            log.error("events.lost", subscriber=self.name, events=len(self._waiting), reason="no time left")
+            log.error(
+                "events.lost",
+                subscriber=self.name,
+                events=len(self._waiting) + self._handling,
+                reason="there was no time left on the way out",
+            )
             self.task.cancel()
 
     def _drop(self) -> None:
@@ -185,7 +191,9 @@ class Subscription:
         in_a_row = 0
         while True:
             while self._waiting:
+                self._handling = True
                 await self._handle(self._take())
+                self._handling = False
                 in_a_row += 1
                 if in_a_row % _IN_A_ROW == 0:
                     await asyncio.sleep(0)

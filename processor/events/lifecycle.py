@@ -291,8 +291,8 @@ class FeedModeChanged(Event):
 class QueuePaused(Event):
     """A queue of this daemon's is paused, or goes on.
 
-    It is told when Realtime tells of a change of the queue's row and something else was told before; the first
-    change of any of its knobs is told, too. Messages and polling do not say which queues are paused.
+    It is told when Realtime tells of a change of the queue's row and something else was told before; the
+    first change of any of its knobs is told, too. Messages and polling do not say which queues are paused.
     """
 
     NAME = "queue.paused"

@@ -1,6 +1,7 @@
 """What is counted, and that no label grows without end."""
 
 import time
+from uuid import UUID
 
 import pytest
 from prometheus_client import generate_latest
@@ -10,6 +11,16 @@ from processor.answers import MetricsAnswer
 from processor.assignment import assign
 from processor.config import Settings
 from processor.errors import ApiUnreachable, ErrorCode
+from processor.events.bus import Bus
+from processor.events.lifecycle import (
+    About,
+    AttemptEnded,
+    FeedModeChanged,
+    ItemFinished,
+    JobClaimed,
+    JobFinished,
+    JobRetried,
+)
 from processor.figures import Figures
 from processor.metrics import MOST_CODES, Metrics, measure
 
@@ -26,8 +37,26 @@ async def nothing() -> MetricsAnswer:
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    return Metrics(assign(app), 90.0, Figures(nothing))
+def bus() -> Bus:
+    return Bus()
+
+
+@pytest.fixture
+def metrics(bus: Bus) -> Metrics:
+    metrics = Metrics(assign(app), 90.0, Figures(nothing))
+    metrics.listen(bus)
+    return metrics
+
+
+def about(queue: str = "mine", kind: str = "known") -> About:
+    return {
+        "job_id": UUID(int=1),
+        "queue": queue,
+        "kind": kind,
+        "attempt": 1,
+        "owner_id": None,
+        "trace_context": None,
+    }
 
 
 def series(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
@@ -39,13 +68,13 @@ def series(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_names_that_nobody_declared_share_one_series(metrics: Metrics) -> None:
+def test_names_that_nobody_declared_share_one_series(metrics: Metrics, bus: Bus) -> None:
     for number in range(1000):
-        queue, kind = f"q{number}", f"k{number}"
-        metrics.job_claimed(queue, kind, 0.1)
-        metrics.job_ended(queue, kind, "failed", 0.1, f"CODE_{number}")
-        metrics.item_ended(queue, kind, "failed")
-    metrics.job_claimed("mine", "known", 0.1)
+        strange = about(f"q{number}", f"k{number}")
+        bus.publish(JobClaimed(**strange, waited=0.1))
+        bus.publish(JobFinished(**strange, ran=0.1, status="failed", error_code=f"CODE_{number}"))
+        bus.publish(ItemFinished(**strange, key="a", status="failed"))
+    bus.publish(JobClaimed(**about(), waited=0.1))
     assert series(metrics, "processor_jobs_claimed_total") == {
         ("other", "other"): 1000,
         ("mine", "known"): 1,
@@ -57,40 +86,56 @@ def test_names_that_nobody_declared_share_one_series(metrics: Metrics) -> None:
     assert len(generate_latest(metrics.registry)) < 40_000
 
 
-def test_our_own_codes_are_told_apart_however_many_others_came_before(metrics: Metrics) -> None:
+def test_our_own_codes_are_told_apart_however_many_others_came_before(metrics: Metrics, bus: Bus) -> None:
     for number in range(100):
-        metrics.job_ended("mine", "known", "failed", 0.1, f"CODE_{number}")
+        bus.publish(JobFinished(**about(), ran=0.1, status="failed", error_code=f"CODE_{number}"))
     for code in ErrorCode:
-        metrics.job_ended("mine", "known", "retried", 0.1, code)
+        bus.publish(JobRetried(**about(), ran=0.1, error_code=code))
     codes = series(metrics, "processor_job_errors_total")
     assert {("known", str(code)) for code in ErrorCode} <= codes.keys()
 
 
-def test_only_what_a_sweep_alone_found_in_live_mode_was_missed(metrics: Metrics) -> None:
+def test_being_cancelled_is_no_error(metrics: Metrics, bus: Bus) -> None:
+    ended: list[AttemptEnded] = []
+    bus.listen("test", ended.append, AttemptEnded)
+    bus.publish(JobFinished(**about(), ran=0.1, status="cancelled", error_code="CANCELLED"))
+    assert [event.outcome for event in ended] == ["cancelled"]
+    assert series(metrics, "processor_job_errors_total") == {}
+    assert series(metrics, "processor_jobs_finished_total") == {("mine", "known", "cancelled"): 1}
+
+
+def test_what_subscribers_were_too_slow_for_is_counted(metrics: Metrics) -> None:
+    metrics.event_dropped("slow")
+    metrics.event_dropped("slow")
+    assert series(metrics, "processor_events_dropped_total") == {("slow",): 2}
+
+
+def test_only_what_a_sweep_alone_found_in_live_mode_was_missed(metrics: Metrics, bus: Bus) -> None:
     def claim(*wakes: str, found: int = 1) -> float:
         metrics.claim_answered(frozenset(wakes), found)
         return series(metrics, "processor_feed_missed_jobs_total")[()]
 
     assert claim("sweep") == 0  # it polls
-    metrics.mode_changed("realtime")
+    bus.publish(FeedModeChanged(mode="realtime"))
     assert claim("sweep") == 0  # what came while there was no connection
     assert claim("realtime") == 0
     assert claim("sweep", "realtime") == 0  # the event came, too
     assert claim("sweep", "next") == 0  # there is a backlog
     assert claim("sweep", found=0) == 0
     assert claim("sweep", found=2) == 2
-    metrics.mode_changed("polling")
-    metrics.mode_changed("realtime")
+    bus.publish(FeedModeChanged(mode="polling"))
+    bus.publish(FeedModeChanged(mode="realtime"))
     assert claim("sweep") == 2
 
 
-def test_the_time_in_each_mode_adds_up_to_the_life_of_the_process(metrics: Metrics, monkeypatch) -> None:
+def test_the_time_in_each_mode_adds_up_to_the_life_of_the_process(bus: Bus, monkeypatch) -> None:
     began = time.monotonic()
     moment = 0.0
     metrics = Metrics(assign(app), 90.0, Figures(nothing))
+    metrics.listen(bus)
     monkeypatch.setattr(time, "monotonic", lambda: began + moment)
     moment = 10.0
-    metrics.mode_changed("realtime")
+    bus.publish(FeedModeChanged(mode="realtime"))
     moment = 17.0
     spent = series(metrics, "processor_feed_mode_seconds_total")
     assert spent[("polling",)] == pytest.approx(10, abs=0.1)

@@ -130,7 +130,7 @@ def finish_alone(world: World, worker_id: UUID, report: Row) -> list[Row]:
         with world.all_or_nothing():
             return finish_batch(world, worker_id, [report])
     except Refused as refused:
-        return [answer(world, report, True) | {"error": refused.code}]
+        return [answer(world, report, True) | {"error": refused.code, "facts": None}]
 
 
 def answer(world: World, report: Row, held: bool) -> Row:
@@ -141,6 +141,20 @@ def answer(world: World, report: Row, held: bool) -> Row:
         "run_at": job and job.run_at,
         "stale": not held,
         "error": None,
+        "facts": job and facts(job),
+    }
+
+
+def facts(job: Job) -> Row | None:
+    """Tell what else there is to tell of a job, if there is anything."""
+    if not (job.error_code or job.items_total or job.credits_captured or job.credits_refunded):
+        return None
+    return {
+        name: getattr(job, name)
+        for name in (
+            *("error_code", "error_message", "items_total", "items_done", "items_failed"),
+            *("credits_captured", "credits_refunded"),
+        )
     }
 
 
