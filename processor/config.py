@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from processor.brokers import broker, check_broker, topic_prefix
 from processor.errors import ConfigError
 from processor.sources import DEFAULT, Gathered, Known, Origin, gather, near_misses
 from processor.spool import default_directory
@@ -154,6 +155,28 @@ class Settings(BaseModel):
     """Origins of the pages that may do that; empty: only pages of the same origin; *: all."""
     panel: bool = False
     """Whether the panel's page is served there: /panel/."""
+    mqtt_url: Annotated[str | None, BeforeValidator(broker)] = None
+    """The MQTT broker that is told of jobs, workers and queues: mqtts://host, mqtt://host:1883."""
+    mqtt_username: SecretStr | None = None
+    """Who the daemon is there; none: anonymous, or whoever the client certificate says."""
+    mqtt_password: SecretStr | None = None
+    """The password."""
+    mqtt_ca_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """The authority that the broker's certificate is signed by; none: one that the system trusts."""
+    mqtt_cert_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """A client certificate, where the broker wants one."""
+    mqtt_key_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """Its key, if that is in a file of its own."""
+    mqtt_prefix: Annotated[str, BeforeValidator(topic_prefix)] = "processor"
+    """What all topics begin with."""
+    mqtt_retain_seconds: int = Field(600, ge=1, le=31_536_000)
+    """How long the broker keeps the last word on a job, or on a worker, that has ended."""
+    mqtt_rate: int = Field(1000, ge=1, le=100_000)
+    """How many messages a second are sent at most: more would take time from jobs. The rest waits."""
+    mqtt_outbox_max_mb: int = Field(64, ge=1, le=65536)
+    """How large the file in ``spool_dir`` may become in which ends of jobs wait for the broker, in megabytes."""
+    mqtt_control: bool = False
+    """Whether the daemon obeys the control topics: wake-ups, pause, resume, drain."""
     alert_webhook: SecretStr | None = None
     """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -193,6 +216,11 @@ class Settings(BaseModel):
                     f"{name}: needs SUPABASE_ANON_KEY, the anon (or publishable) key from the project's API "
                     "settings: what users see is asked for with it, never with the daemon's own key"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _broker_has_what_it_needs(self) -> Self:
+        check_broker(self)
         return self
 
     @model_validator(mode="after")
@@ -239,12 +267,12 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
-        values = (self.key, self.anon_key, self.alert_webhook)
+        values = (self.key, self.anon_key, self.alert_webhook, self.mqtt_password)
         return tuple(s.get_secret_value() for s in values if s is not None)
 
 
-SECRETS = ("key", "anon_key", "alert_webhook")
-"""The fields that nobody may see."""
+SECRETS = ("key", "anon_key", "alert_webhook", "mqtt_username", "mqtt_password")
+"""The fields that nobody may see, and that may come from files."""
 
 
 def variables(name: str) -> tuple[str, ...]:

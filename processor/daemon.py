@@ -23,10 +23,12 @@ from processor.events.bus import Bus
 from processor.events.lifecycle import WorkerChanged, WorkerState
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
+from processor.figures import Figures
 from processor.hold import Hold, clock
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.metrics import measure
+from processor.mqtt import bridge
 from processor.notify import Activity, Announcer
 from processor.observer import NOBODY
 from processor.redact import remember
@@ -65,7 +67,8 @@ class Daemon:
         self._work = assign(app, settings.queues)
         self._credential = Credential(self._read_key)
         key = self._credential.token
-        self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
+        figures = Figures(lambda: self.rpc.read_metrics(self.id))
+        self._metrics = measure(settings, self._work, figures)
         observer = self._metrics or NOBODY
         self._background = Background()
         bus = self.bus = Bus(observer, self._background.ended)
@@ -146,6 +149,19 @@ class Daemon:
             registered=lambda: self._registered,
             stopping=lambda: self._stop.is_set() or self._draining,
         )
+        self._bridge = bridge(
+            settings,
+            self.id,
+            self._work.queues,
+            self.rpc,
+            bus,
+            worker=self._worker,
+            settler=self._settler,
+            hold=hold,
+            figures=figures,
+            background=self._background,
+            stop=self.stop,
+        )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
         self._status = Status(
             self.id,
@@ -158,6 +174,7 @@ class Daemon:
             reporter=self._reporter,
             rpc=self.rpc,
             ready=self._checks.ready,
+            mqtt=lambda: self._bridge.status,
         )
         self._web: WebServer | None = None
         self._registered = False
@@ -218,12 +235,14 @@ class Daemon:
                 exposition=None if self._metrics is None else self._metrics.exposition,
             )
             log.info("daemon.listening", url=await self._web.start())
+        await self._bridge.start()
         self._becomes("starting")
         if not await self._unless_stopped("resources", self._resources.start()):
             return
         if not await self._replayed():
             return
         await self._register()
+        await self._bridge.registered()
         for name, part in (
             ("credential", self._credential.run()),
             ("settler", self._settler.run()),
@@ -241,6 +260,7 @@ class Daemon:
                 self._worker, self._settler, self._hold, lambda: not any(self._checks.ready().values())
             )
             self._background.start("metrics", self._metrics.run())
+            self._metrics.also(self._bridge.collect)
         if self._settings.maintenance_seconds:
             maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
             self._background.start("maintenance", maintenance.run())
@@ -300,12 +320,14 @@ class Daemon:
         self._becomes("draining")
         if self._registered:
             self._lost = await self._drain.finish(self._settings)
+            await self._bridge.flush(_EVENTS_SECONDS)
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
             await self._drain.leave(self._settings)
         self._becomes("stopped")
         await self.bus.close(_EVENTS_SECONDS)  # after the last results, and before anything they might need
+        await self._bridge.close()
         await self._resources.stop()
         if self._web is not None:
             await self._web.stop()

@@ -11,6 +11,7 @@ from processor.answers import (
     Attempt,
     CheckpointAnswer,
     Claim,
+    EndedJobs,
     Heartbeat,
     ItemsAnswer,
     MetricsAnswer,
@@ -45,6 +46,7 @@ _COUNT = TypeAdapter(int)
 _RESCUE = TypeAdapter(Rescue)
 _SPAWNED = TypeAdapter(Spawned)
 _METRICS = TypeAdapter(MetricsAnswer)
+_ENDED = TypeAdapter(EndedJobs)
 
 
 class Rpc(Caller):
@@ -152,6 +154,34 @@ class Rpc(Caller):
         """Read figures of the whole database, if no other worker does; once: somebody waits for the page."""
         answer = await self._call("read_metrics", {"worker_id": str(worker_id)}, patience=0)
         return _parse(_METRICS, "read_metrics", answer)
+
+    async def read_ended_jobs(
+        self,
+        worker_id: UUID,
+        *,
+        told_at: datetime | None,
+        last: EndedJobs | None,
+        own: bool,
+        batch: int,
+    ) -> EndedJobs:
+        """Read up to ``batch`` ended jobs that nobody has told of, or that this worker (``own``) may have missed.
+
+        ``told_at``: all that this worker ended before has been told; ``last``: so has all of that answer.
+        """
+        arguments = {
+            "worker_id": str(worker_id),
+            "told_at": None if told_at is None else told_at.isoformat(),
+            "own": own,
+            "batch": batch,
+        }
+        if last is not None and last.after_at is not None:
+            arguments |= {
+                "answer": last.answer,
+                "after_at": last.after_at.isoformat(),
+                "after_id": str(last.after_id),
+            }
+        answer = await self._call("read_ended_jobs", arguments, _ENDED, patience=0)
+        return _parse(_ENDED, "read_ended_jobs", answer)
 
     async def spawn_jobs(
         self,

@@ -26,7 +26,7 @@ comment on column processor.event_reader.horizon is 'Every transaction that ende
 comment on column processor.event_reader.next_horizon is 'The same, as soon as the transactions that are older than next_xid are over.';
 comment on column processor.event_reader.next_xid is 'The transaction that wrote next_horizon.';
 
-comment on column processor.event_reader.answer is 'The number of the last answer: who says it has told of all in it; one that was lost is given again.';
+comment on column processor.event_reader.answer is 'The number of the last answer, by which its reader says that it has told of all in it.';
 comment on column processor.event_reader.answer_at is 'The end of the last job in it, or the horizon if there were no more.';
 comment on column processor.event_reader.answer_id is 'The last job in it of that time.';
 
