@@ -13,7 +13,7 @@ from tests.mqtt.brokers import PREFIX, Mosquitto, Witness
 class Place(places.Place):
     """A place whose daemons know a broker."""
 
-    target = "tests.apps.behaviours:app"
+    target = "tests.apps.tellers:app"
     broker: Mosquitto
 
     def environment(self, **settings: str) -> dict[str, str]:
