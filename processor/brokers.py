@@ -1,25 +1,8 @@
 """How settings name an MQTT broker, and what of them belongs together."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
-
-
-class BrokerSettings(Protocol):
-    """What is said of the broker."""
-
-    @property
-    def mqtt_url(self) -> str | None: ...
-    @property
-    def mqtt_username(self) -> object | None: ...
-    @property
-    def mqtt_password(self) -> object | None: ...
-    @property
-    def mqtt_ca_file(self) -> Path | None: ...
-    @property
-    def mqtt_cert_file(self) -> Path | None: ...
-    @property
-    def mqtt_key_file(self) -> Path | None: ...
 
 
 def broker(value: Any) -> Any:
@@ -55,17 +38,20 @@ def topic_prefix(value: Any) -> Any:
     return "/".join(levels)
 
 
-def check_broker(settings: BrokerSettings) -> None:
+def check_broker(
+    url: str | None,
+    *,
+    password_alone: bool,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+) -> None:
     """Refuse settings that contradict each other; raises ``ValueError``."""
-    files = (
-        ("CA", settings.mqtt_ca_file),
-        ("CERT", settings.mqtt_cert_file),
-        ("KEY", settings.mqtt_key_file),
-    )
+    files = (("CA", ca_file), ("CERT", cert_file), ("KEY", key_file))
     given = [f"PROCESSOR_MQTT_{name}_FILE" for name, file in files if file is not None]
-    if given and (settings.mqtt_url or "").startswith("mqtt://"):
+    if given and (url or "").startswith("mqtt://"):
         raise ValueError(f"{given[0]}: is for TLS: write mqtts:// in PROCESSOR_MQTT_URL")
-    if settings.mqtt_key_file is not None and settings.mqtt_cert_file is None:
+    if key_file is not None and cert_file is None:
         raise ValueError("PROCESSOR_MQTT_KEY_FILE: needs PROCESSOR_MQTT_CERT_FILE, whose key it is")
-    if settings.mqtt_password is not None and settings.mqtt_username is None:
+    if password_alone:
         raise ValueError("PROCESSOR_MQTT_PASSWORD: needs PROCESSOR_MQTT_USERNAME")

@@ -174,7 +174,7 @@ class Settings(BaseModel):
     mqtt_rate: int = Field(1000, ge=1, le=100_000)
     """How many messages a second are sent at most: more would take time from jobs. The rest waits."""
     mqtt_outbox_max_mb: int = Field(64, ge=1, le=65536)
-    """How large the file in ``spool_dir`` may become in which ends of jobs wait for the broker, in megabytes."""
+    """How large the file in ``spool_dir`` may become where ends of jobs wait for the broker: megabytes."""
     mqtt_control: bool = False
     """Whether the daemon obeys the control topics: wake-ups, pause, resume, drain."""
     alert_webhook: SecretStr | None = None
@@ -220,7 +220,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _broker_has_what_it_needs(self) -> Self:
-        check_broker(self)
+        check_broker(
+            self.mqtt_url,
+            password_alone=self.mqtt_password is not None and self.mqtt_username is None,
+            ca_file=self.mqtt_ca_file,
+            cert_file=self.mqtt_cert_file,
+            key_file=self.mqtt_key_file,
+        )
         return self
 
     @model_validator(mode="after")

@@ -164,7 +164,7 @@ class Rpc(Caller):
         own: bool,
         batch: int,
     ) -> EndedJobs:
-        """Read up to ``batch`` ended jobs that nobody has told of, or that this worker (``own``) may have missed.
+        """Read up to ``batch`` ended jobs that nobody has told of; ``own``: or that we may have missed.
 
         ``told_at``: all that this worker ended before has been told; ``last``: so has all of that answer.
         """

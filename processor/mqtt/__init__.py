@@ -1,7 +1,7 @@
 """What happens in a daemon, told to an MQTT broker, and commands from there.
 
-Nothing here holds a job up: what the broker does not take waits, the ends of jobs on disk, and what is lost with a
-process is read from the database.
+Nothing here holds a job up: what the broker does not take waits, the ends of jobs on disk, and what is lost
+with a process is read from the database.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -60,7 +60,7 @@ def bridge(
     background: Background,
     stop: Callable[[str], None],
 ) -> Silence:
-    """Return what tells a broker, if the settings name one; raises ``ConfigError`` if the client is missing."""
+    """Return what tells the broker of the settings; raises ``ConfigError`` if the client is missing."""
     if settings.mqtt_url is None:
         return Silence()
     try:

@@ -1,7 +1,7 @@
 """What has happened and has not been told yet, in memory.
 
-Of a job only the newest counts: its end takes the place of all before it, so nothing can be told after it. A state
-that others may have changed meanwhile is not told at all.
+Of a job only the newest counts: its end takes the place of all before it, so nothing can be told after it.
+A state that others may have changed meanwhile is not told at all.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ MOST_STATES = 10_000
 _MARGIN = 0.5
 """Seconds before a job may run elsewhere, from which on its state is not ours to tell."""
 _STALE = 5.0
-"""Seconds after which a state of a job that we do not hold is not told any more: it may have been cancelled."""
+"""Seconds after which the state of a job that we do not hold is old: it may have been cancelled."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class End:
 
 
 class Batch:
-    """Messages that somebody waits for: ``done`` is true when the broker has taken all, false when it cannot."""
+    """Messages that somebody waits for: ``done`` is true when the broker has all, false when it cannot."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -90,8 +90,8 @@ Sent = End | Told | JobEvent | Message
 class Backlog:
     """Takes events, and gives what is to be sent next.
 
-    ``holds`` says whether this worker's jobs are still its own; ``on_doubt`` hears that a job may have ended without
-    an event.
+    ``holds`` says whether this worker's jobs are still its own; ``on_doubt`` hears that a job may have
+    ended without an event.
     """
 
     def __init__(self, holds: Callable[[], bool], on_doubt: Callable[[], None]) -> None:

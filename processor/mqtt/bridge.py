@@ -24,7 +24,8 @@ from processor.mqtt import Silence
 from processor.mqtt.backlog import Backlog, Batch, End, Pace, Sent, Told
 from processor.mqtt.broker import Broker, mend, speaks_another_version
 from processor.mqtt.control import Control
-from processor.mqtt.ended import Ended, NotTold
+from processor.mqtt.depths import Depths
+from processor.mqtt.ended import Ended, NotTakenError
 from processor.mqtt.link import WINDOW, Link
 from processor.mqtt.messages import SUBJECTS, Message, Scribe
 from processor.mqtt.store import Store
@@ -36,8 +37,6 @@ _GATHER = 0.01
 _LONGEST_PAUSE = 30.0
 _STEADY = 10.0
 """Seconds after which a connection counts as a good one, and its end as the first failure."""
-_DEPTH_SECONDS = 10.0
-_DEPTH_EXPIRY = 90
 _GOODBYE_SECONDS = 3.0
 
 log = structlog.get_logger("processor.mqtt")
@@ -46,9 +45,9 @@ log = structlog.get_logger("processor.mqtt")
 class Bridge(Silence):
     """Tells a broker what the bus says.
 
-    ``control`` carries out commands, if the daemon obeys any; ``unsettled`` are the jobs of which an outcome is on
-    its way, ``holds`` says whether jobs are still ours; ``figures`` are those of the database; ``background`` hears
-    of tasks that end by themselves.
+    ``control`` carries out commands, if the daemon obeys any; ``unsettled`` are the jobs of which an
+    outcome is on its way, ``holds`` says whether jobs are still ours; ``figures`` are those of the
+    database; ``background`` hears of tasks that end by themselves.
     """
 
     def __init__(
@@ -68,11 +67,9 @@ class Bridge(Silence):
         self._identifier = f"processor-{worker_id}"
         self._scribe = Scribe(settings.mqtt_prefix, worker_id, settings.name, settings.mqtt_retain_seconds)
         self._control = control
-        self._backlog = Backlog(holds, lambda: self._ended.doubt())
+        self._backlog = Backlog(holds, self._doubt)
         self._pace = Pace(settings.mqtt_rate, burst=WINDOW)
-        self._store = Store(
-            settings, worker_id, self._backlog, self._scribe, on_lost=lambda: self._ended.doubt()
-        )
+        self._store = Store(settings, worker_id, self._backlog, self._scribe, on_lost=self._doubt)
         self._ended = Ended(
             rpc,
             worker_id,
@@ -83,7 +80,7 @@ class Bridge(Silence):
             able=lambda: self._link is not None and not self._store.behind,
             tell=self._tell,
         )
-        self._figures = figures
+        self._depths = Depths(figures, self._scribe, lambda: self.connected, self._say)
         self._background = background
         self._bus = bus
         self._protocol = ProtocolVersion.V5
@@ -111,7 +108,7 @@ class Bridge(Silence):
         """Hear that the project knows the worker: from now on it answers for the jobs that it ends."""
         await self._ended.look()
         self._run("mqtt-ended", self._ended.run())
-        self._run("mqtt-depths", self._tell_depths())
+        self._run("mqtt-depths", self._depths.run())
 
     async def flush(self, seconds: float) -> None:
         """Wait until the broker has taken the ends of all jobs, if it is there, and say so to the project."""
@@ -128,7 +125,7 @@ class Bridge(Silence):
         self._stir.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
-                while self._link is not None:  # noqa: ASYNC110 - the connection ends by itself when all is told
+                while self._link is not None:  # noqa: ASYNC110 - it ends by itself
                     await asyncio.sleep(0.02)
         for task in self._tasks:
             task.cancel()
@@ -202,8 +199,14 @@ class Bridge(Silence):
             return
         self._say_state()
 
+    def _doubt(self) -> None:
+        self._ended.doubt()
+
     def _say_state(self) -> None:
-        self._backlog.say(self._scribe.worker(self._state, self._feed, last=self._state == "stopped"))
+        self._say(self._scribe.worker(self._state, self._feed, last=self._state == "stopped"))
+
+    def _say(self, message: Message) -> None:
+        self._backlog.say(message)
         self._stir.set()
 
     async def _tell(self, jobs: Sequence[EndedJob]) -> None:
@@ -213,21 +216,7 @@ class Bridge(Silence):
         if self._link is None:
             self._drop_batch()
         if not await batch.done:
-            raise NotTold
-
-    async def _tell_depths(self) -> None:
-        told: dict[str, tuple[dict[str, Any], float]] = {}
-        while True:
-            if self._link is not None:
-                await self._figures.refresh()
-                for queue in self._figures.queues:
-                    figures = queue.model_dump(exclude={"queue"})
-                    before, at = told.get(queue.queue, ({}, 0.0))
-                    if figures != before or time.monotonic() - at > _DEPTH_EXPIRY / 3:
-                        told[queue.queue] = figures, time.monotonic()
-                        self._backlog.say(self._scribe.depth(queue.queue, figures, expiry=_DEPTH_EXPIRY))
-                        self._stir.set()
-            await asyncio.sleep(_DEPTH_SECONDS)
+            raise NotTakenError
 
     def _oldest(self) -> float:
         sent = [] if self._link is None else [sent for sent, _message in self._link.sent.values()]
@@ -273,9 +262,8 @@ class Bridge(Silence):
                 log.exception("mqtt.crashed")
                 self._last_error = f"{type(error).__name__}: {error}"
             failures += 1
-            if self._closing:
-                return
-            await asyncio.sleep(random.uniform(0.1, min(_LONGEST_PAUSE, 0.5 * 2 ** min(failures, 8))))  # noqa: S311 - jitter
+            longest = min(_LONGEST_PAUSE, 0.5 * 2 ** min(failures, 8))
+            await asyncio.sleep(random.uniform(0.1, longest))  # noqa: S311 - jitter
 
     def _failed(self, error: Exception, hint: str, failures: int) -> None:
         self._last_error = str(error)
@@ -338,7 +326,7 @@ class Bridge(Silence):
                 continue
 
     def _fill(self, link: Link) -> float | None:
-        """Send what there is, as long as the broker and our pace allow it; return how long to wait for the latter."""
+        """Send what the broker and our pace allow; return how long to wait for the latter."""
         while self._backlog and len(link.sent) < WINDOW and not link.over:
             if pause := self._pace.take():
                 return max(pause, _GATHER)

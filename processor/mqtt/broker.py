@@ -105,11 +105,11 @@ def mend(error: Exception, broker: Broker) -> str:
         ),
         (
             lambda: "wrong_version_number" in text or "record layer failure" in text,
-            f"Port {broker.port} does not speak TLS: write mqtt:// in PROCESSOR_MQTT_URL, or take the TLS port.",
+            f"Port {broker.port} does not speak TLS: write mqtt:// in PROCESSOR_MQTT_URL, or take another.",
         ),
         (
             lambda: "refused" in text or "errno 111" in text,
-            f"Nobody listens at {broker.host}:{broker.port}: is the broker running, is PROCESSOR_MQTT_URL right?",
+            f"Nobody listens at {broker.host}:{broker.port}: is the broker running? See PROCESSOR_MQTT_URL.",
         ),
         (
             lambda: "name or service" in text or "getaddrinfo" in text or "name resolution" in text,
@@ -117,7 +117,7 @@ def mend(error: Exception, broker: Broker) -> str:
         ),
         (
             lambda: "timed out" in text and not broker.tls,
-            f"No answer: does {broker.host}:{broker.port} expect TLS? Then write mqtts:// in PROCESSOR_MQTT_URL.",
+            f"Does {broker.host}:{broker.port} expect TLS? Then write mqtts:// in PROCESSOR_MQTT_URL.",
         ),
     )
     return next((hint for applies, hint in rules if applies()), "Jobs run on; what is to be told waits.")
@@ -129,7 +129,9 @@ def _certificate(text: str, broker: Broker) -> str:
     if "expired" in text:
         return "The broker's certificate has expired."
     trusted = "the system's authorities" if broker.ca_file is None else str(broker.ca_file)
-    return f"The broker's certificate is not signed by {trusted}: name its authority's file in PROCESSOR_MQTT_CA_FILE."
+    return (
+        f"The broker's certificate is not signed by {trusted}: name its authority in PROCESSOR_MQTT_CA_FILE."
+    )
 
 
 def _code(error: MqttError) -> int | None:

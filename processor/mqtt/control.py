@@ -18,23 +18,34 @@ class Asked(Protocol):
     """A message as aiomqtt gives it."""
 
     @property
-    def topic(self) -> object: ...
+    def topic(self) -> object:
+        """Where it was sent to."""
+
     @property
-    def payload(self) -> object: ...
+    def payload(self) -> object:
+        """What it says, as bytes."""
+
     @property
-    def retain(self) -> bool: ...
+    def retain(self) -> bool:
+        """Whether the broker kept it from before."""
+        ...
 
 
 class Worker(Protocol):
     """What claims jobs."""
 
-    def wake(self, source: str) -> None: ...
-    def pause(self, reason: str) -> None: ...
-    def resume(self, reason: str) -> None: ...
+    def wake(self, source: str) -> None:
+        """Look for work now."""
+
+    def pause(self, reason: str) -> None:
+        """Claim nothing until every reason to pause is gone."""
+
+    def resume(self, reason: str) -> None:
+        """Take back a reason to pause."""
 
 
 class Control:
-    """Reads commands, and carries them out or says why not; ``stop`` has the daemon finish what runs, and end."""
+    """Carries out commands, or says why not; ``stop`` has the daemon finish what runs, and end."""
 
     def __init__(
         self,

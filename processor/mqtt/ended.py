@@ -1,8 +1,8 @@
 """The database is the truth: what no daemon has told of is read from it, and told.
 
-A worker says from time to time up to when all jobs that it ended have been told of, and leaves the rest to the reader,
-which is one of those that live (``read_ended_jobs``). So a process may die between a job's end and the broker's
-acknowledgement, and a job may end without any worker.
+A worker says from time to time up to when all jobs that it ended have been told of, and leaves the rest to
+the reader, which is one of those that live (``read_ended_jobs``). So a process may die between a job's end
+and the broker's acknowledgement, and a job may end without any worker.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _MOST_MARKS = 100
 log = structlog.get_logger("processor.mqtt")
 
 
-class NotTold(Exception):
+class NotTakenError(Exception):
     """The broker went away before it had taken all."""
 
 
@@ -44,8 +44,9 @@ class _Mark:
 class Ended:
     """Looks every ``seconds``.
 
-    ``unsettled`` are the jobs of which an outcome is on its way; ``oldest`` is the epoch of the oldest end that
-    waits; ``able`` says whether there is a broker, and room; ``tell`` sends, and raises :class:`NotTold`.
+    ``unsettled`` are the jobs of which an outcome is on its way; ``oldest`` is the epoch of the oldest end
+    that waits; ``able`` says whether there is a broker, and room; ``tell`` sends, and raises
+    :class:`NotTakenError`.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Ended:
         """Look until cancelled."""
         while True:
             more = await self.look()
-            await asyncio.sleep(0 if more else self._seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            jitter = random.uniform(0.8, 1.2)  # noqa: S311 - not for secrets
+            await asyncio.sleep(0 if more else self._seconds * jitter)
 
     async def look(self) -> bool:
         """Say how far this worker is, and tell what it is to tell; return whether there is more of that."""
@@ -109,7 +111,7 @@ class Ended:
         if answer.jobs:
             try:
                 await self._tell(answer.jobs)
-            except NotTold:
+            except NotTakenError:
                 return False
             log.info("mqtt.caught_up", jobs=len(answer.jobs))
         self._last = answer

@@ -1,7 +1,8 @@
 """One connection to the broker, from its beginning to its end; the next one is another object.
 
-Of aiomqtt's client it uses all but ``publish()``: a task and a timer for each message would cost more than the message.
-What it sends is acknowledged one by one all the same, and what is not when the connection ends is given back.
+Of aiomqtt's client it uses all but ``publish()``: a task and a timer for each message would cost more than
+the message. What it sends is acknowledged one by one all the same, and what is not when the connection ends
+is given back.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ from typing import Any
 import aiomqtt
 from aiomqtt import MqttCodeError, MqttError, ProtocolVersion
 from paho.mqtt.client import Client as PahoClient
-from paho.mqtt.client import SubscribeOptions
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from processor.mqtt.backlog import Sent
 from processor.mqtt.broker import Broker
@@ -97,7 +98,7 @@ class Link(aiomqtt.Client):
         self._disconnected.add_done_callback(lambda _lost: self._on_stir())
 
     def send(self, sent: Sent, message: Message) -> None:
-        """Send a message of what was taken from the backlog; raises ``MqttError`` if the connection is over."""
+        """Send what was taken from the backlog; raises ``MqttError`` if the connection is over."""
         info = self._client.publish(
             message.topic,
             message.payload,
@@ -163,7 +164,7 @@ class _Packed(Properties):  # type: ignore[misc,unused-ignore]  # paho's class
     """Properties as bytes: to pack them anew for each message costs as much as to send it."""
 
     def __init__(self, kind: int, packed: bytes) -> None:
-        super().__init__(kind)
+        super().__init__(kind)  # type: ignore[no-untyped-call]  # paho's
         object.__setattr__(self, "_packed", packed)
 
     def pack(self) -> bytes:
@@ -179,11 +180,11 @@ def _properties(message: Message, kind: int) -> Properties | None:
 @lru_cache(maxsize=64)
 def _packed(kind: int, expiry: int | None) -> Properties:
     properties = _make(kind, expiry, None)
-    return _Packed(kind, properties.pack())
+    return _Packed(kind, properties.pack())  # type: ignore[no-untyped-call]  # paho's
 
 
 def _make(kind: int, expiry: int | None, trace: str | None) -> Properties:
-    properties = Properties(kind)
+    properties = Properties(kind)  # type: ignore[no-untyped-call]  # paho's
     properties.ContentType = "application/json"
     if expiry is not None:
         properties.MessageExpiryInterval = expiry

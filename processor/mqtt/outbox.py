@@ -1,7 +1,7 @@
 """The ends of jobs that the broker has not taken, on disk: a small database for each daemon, in WAL mode.
 
-The owner holds SQLite's lock on its file for as long as it lives; a daemon that starts takes over those of the dead.
-Everything here blocks, and belongs to one thread.
+The owner holds SQLite's lock on its file for as long as it lives; a daemon that starts takes over those of
+the dead. Everything here blocks, and belongs to one thread.
 """
 
 import contextlib

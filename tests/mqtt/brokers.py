@@ -1,4 +1,4 @@
-"""A real mosquitto for tests, with passwords, access control and TLS as they like, and somebody who listens."""
+"""A real mosquitto for tests, with passwords, access control and TLS, and somebody who listens."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiomqtt
 import trustme
@@ -102,12 +102,13 @@ class Mosquitto:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
-                return self
             except OSError:
                 log = self._directory / "log"
                 assert self._process.poll() is None, log.read_text() if log.exists() else "it ended"
                 assert time.monotonic() < deadline, "the broker does not listen"
                 time.sleep(0.02)
+            else:
+                return self
 
     def stop(self) -> None:
         if self._process is not None:
@@ -126,7 +127,7 @@ class Witness:
         self._options = options
         self._listening = asyncio.Event()
 
-    async def __aenter__(self) -> "Witness":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._listen(), name="witness")
         await asyncio.wait_for(self._listening.wait(), 10)
         return self

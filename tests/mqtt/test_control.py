@@ -81,9 +81,7 @@ async def test_commands_are_off_unless_they_are_switched_on(place):
 
 async def test_who_may_command_is_for_the_acl_to_say(place, brokers):
     place.broker = brokers(users=USERS, acl=ACL)
-    daemon = await obeying(
-        place, PROCESSOR_MQTT_USERNAME="daemon", PROCESSOR_MQTT_PASSWORD=USERS["daemon"]
-    )
+    daemon = await obeying(place, PROCESSOR_MQTT_USERNAME="daemon", PROCESSOR_MQTT_PASSWORD=USERS["daemon"])
     try:
         async with client(place.broker.port, username="other", password=USERS["other"]) as other:
             await other.publish(f"{PREFIX}/control/workers/all", b"drain", qos=1)

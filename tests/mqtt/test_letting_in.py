@@ -9,7 +9,10 @@ import pytest
 from tests.mqtt.brokers import PREFIX, Certificates, Witness
 
 USERS = {"daemon": "password-of-the-daemon", "reader": "password-of-the-reader"}
-ACL = f"user daemon\ntopic write {PREFIX}/#\ntopic read {PREFIX}/control/#\n\nuser reader\ntopic read {PREFIX}/#\n"
+ACL = (
+    f"user daemon\ntopic write {PREFIX}/#\ntopic read {PREFIX}/control/#\n\n"
+    f"user reader\ntopic read {PREFIX}/#\n"
+)
 READER = {"username": "reader", "password": USERS["reader"]}
 
 
@@ -82,7 +85,7 @@ async def test_an_authority_that_nobody_knows_is_said_with_what_to_do(place, bro
 
 @contextlib.asynccontextmanager
 async def knows_only_the_older_protocol(port: int) -> AsyncIterator[int]:
-    """Stand before a broker, and refuse MQTT 5 as one of 2014 does; what is told of this is in ``refused``."""
+    """Stand before a broker, and refuse MQTT 5 as one of 2014 does."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -127,5 +130,3 @@ async def test_a_broker_of_the_older_protocol_is_spoken_to_in_it_and_cleaned_up_
             await place.eventually(
                 lambda: [m for m in witness.heard if job in m.topic.value and not m.payload], within=20
             )
-
-

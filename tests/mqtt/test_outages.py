@@ -12,7 +12,8 @@ async def create_many(place, count: int, kind: str = "nap") -> list[str]:
     ids = []
     for start in range(0, count, 250):
         drafts = [
-            {"kind": f"{place.queue}.{kind}", "queue": place.queue} for _ in range(start, min(start + 250, count))
+            {"kind": f"{place.queue}.{kind}", "queue": place.queue}
+            for _ in range(start, min(start + 250, count))
         ]
         answer = await place.rest.rpc("create_jobs", {"jobs": drafts}).execute()
         ids += [made["id"] for made in answer.data]

@@ -1,6 +1,5 @@
 """What a broker is told of jobs, workers and queues, and what it keeps for those who come later."""
 
-import asyncio
 import signal
 
 from tests.mqtt.brokers import PREFIX, retained
@@ -62,9 +61,11 @@ async def test_who_comes_later_is_told_how_a_job_ended_until_its_time_is_over(pl
         await place.eventually(lambda: job in witness.ended(), within=15)
         topic = f"{PREFIX}/jobs/{place.queue}/{job}/status"
         assert (await retained(place.broker.port, topic))["status"] == "completed"
-        async with asyncio.timeout(20):
-            while await retained(place.broker.port, topic, within=0.3) is not None:
-                await asyncio.sleep(0.2)
+
+        async def forgotten() -> bool:
+            return await retained(place.broker.port, topic, within=0.3) is None
+
+        await place.eventually(forgotten, within=20, every=0.2)
 
 
 async def test_a_daemon_says_what_it_does_and_its_last_will_that_it_was_killed(place, witness):

@@ -1,4 +1,4 @@
-"""What daemons that tell others of ended jobs are to tell of: everything once, whoever ended it, whoever died."""
+"""Ended jobs that daemons are to tell others of: each once, whoever ended it, whoever died."""
 
 import json
 from datetime import datetime
