@@ -199,7 +199,7 @@ class EndedJob(_Wire):
     items_failed: int
     credits_captured: int
     credits_refunded: int
-    trace_context: str | None = None
+    trace_context: dict[str, str] | None = None
 
 
 class EndedJobs(_Wire):

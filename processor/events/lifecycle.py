@@ -10,6 +10,7 @@ seen → claimed → started → progress, item finished … → completed | par
 What happens to a job while no daemon has it (cancelled before a claim, ended by a rescue) is in its row only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, Literal, TypedDict
@@ -66,7 +67,7 @@ class About(TypedDict):
     kind: str
     attempt: int
     owner_id: UUID | None
-    trace_context: str | None
+    trace_context: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,8 @@ class JobEvent(Event):
     kind: str
     attempt: int
     owner_id: UUID | None = None
-    trace_context: str | None = None
-    """Where its creator's trace goes on, as W3C's ``traceparent``."""
+    trace_context: Mapping[str, str] | None = None
+    """What it was created within, for tracing: ``traceparent`` and ``tracestate``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ is given back.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -172,7 +172,7 @@ class _Packed(Properties):  # type: ignore[misc,unused-ignore]  # paho's class
 
 
 def _properties(message: Message, kind: int) -> Properties | None:
-    if message.trace is not None:
+    if message.trace:
         return _make(kind, message.expiry, message.trace)
     return _packed(kind, message.expiry)
 
@@ -183,11 +183,11 @@ def _packed(kind: int, expiry: int | None) -> Properties:
     return _Packed(kind, properties.pack())  # type: ignore[no-untyped-call]  # paho's
 
 
-def _make(kind: int, expiry: int | None, trace: str | None) -> Properties:
+def _make(kind: int, expiry: int | None, trace: Mapping[str, str] | None) -> Properties:
     properties = Properties(kind)  # type: ignore[no-untyped-call]  # paho's
     properties.ContentType = "application/json"
     if expiry is not None:
         properties.MessageExpiryInterval = expiry
-    if trace is not None:
-        properties.UserProperty = [("traceparent", trace)]
+    if trace:
+        properties.UserProperty = list(trace.items())
     return properties

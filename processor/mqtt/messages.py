@@ -40,8 +40,8 @@ class Message:
     """Seconds after which nobody needs it any more; None: it counts until the next one."""
     terminal: bool = False
     """It tells of the end of a job."""
-    trace: str | None = None
-    """W3C's ``traceparent`` of the job."""
+    trace: Mapping[str, str] | None = None
+    """What the job was created within: W3C's ``traceparent`` and ``tracestate``."""
     row: int | None = None
     """Its number on disk, if it is there."""
 
@@ -160,7 +160,13 @@ class Scribe:
         return Message(topic, b"", "status", retain=True)
 
     def _of_job(
-        self, queue: str, job_id: UUID, body: dict[str, Any], trace: str | None, *, terminal: bool
+        self,
+        queue: str,
+        job_id: UUID,
+        body: dict[str, Any],
+        trace: Mapping[str, str] | None,
+        *,
+        terminal: bool,
     ) -> Message:
         return Message(
             f"{self.prefix}/jobs/{queue}/{job_id}/status",

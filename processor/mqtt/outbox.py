@@ -5,6 +5,7 @@ the dead. Everything here blocks, and belongs to one thread.
 """
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -76,7 +77,7 @@ class Outbox:
             with self._open as database:
                 database.executemany(
                     "insert into ends (topic, payload, expiry, trace) values (?, ?, ?, ?)",
-                    [(m.topic, m.payload, m.expiry, m.trace) for m in messages],
+                    [(m.topic, m.payload, m.expiry, m.trace and json.dumps(m.trace)) for m in messages],
                 )
         except sqlite3.OperationalError:  # the file has its size, or the disk is full, or fails
             return False
@@ -89,7 +90,7 @@ class Outbox:
             (after, most),
         )
         return [
-            Message(topic, payload, "status", True, expiry, True, trace, row)
+            Message(topic, payload, "status", True, expiry, True, trace and json.loads(trace), row)
             for row, topic, payload, expiry, trace in rows
         ]
 

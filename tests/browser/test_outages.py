@@ -22,7 +22,7 @@ async def line(stack: RunningStack, panel: str) -> AsyncIterator[tuple[FaultProx
         settings = Settings(
             url=proxy.url, key=stack.service_role_key, anon_key=stack.anon_key, http_port=0, panel=True
         )
-        web = WebServer(settings, healthy=dict, ready=dict, on_end=lambda _task: None)
+        web = WebServer(settings, healthy=dict, ready=dict, status=dict, on_end=lambda _task: None)
         try:
             yield proxy, f"{await web.start()}/panel/"
         finally:

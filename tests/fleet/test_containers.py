@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from processor import config
-from processor.daemon import _FLUSH_SECONDS, _GOODBYE_SECONDS, _SAVE_SECONDS
+from processor.drain import _FLUSH_SECONDS, _GOODBYE_SECONDS, _SAVE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

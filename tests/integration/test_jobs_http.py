@@ -101,6 +101,7 @@ async def serving(
         Settings(**known, http_port=0, http_jobs=True, **settings),
         healthy=dict,
         ready=dict,
+        status=dict,
         on_end=lambda _task: None,
     )
     try:
@@ -497,7 +498,7 @@ async def test_a_daemon_that_ends_does_not_wait_for_its_streams(
 async def test_jobs_are_not_shown_unless_that_is_switched_on(http, stack, new_user) -> None:
     user = await new_user()
     settings = Settings(url=stack.url, key=stack.service_role_key, anon_key=stack.anon_key, http_port=0)
-    web = WebServer(settings, healthy=dict, ready=dict, on_end=lambda _task: None)
+    web = WebServer(settings, healthy=dict, ready=dict, status=dict, on_end=lambda _task: None)
     url = await web.start()
     try:
         for path in (f"/jobs/{uuid4()}", f"/jobs/{uuid4()}/events", "/panel/", "/panel/config.json"):

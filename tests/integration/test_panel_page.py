@@ -44,6 +44,7 @@ async def served(stack: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient
         Settings(**known | settings, http_port=0, panel=True),
         healthy=dict,
         ready=dict,
+        status=dict,
         on_end=lambda _task: None,
     )
     try:

@@ -440,7 +440,7 @@ def one_job_for_all(api: ScriptedApi) -> Job:
 async def test_a_daemon_that_leaves_results_does_not_sign_off_and_the_next_hands_them_in_first(
     api: ScriptedApi, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("processor.daemon._FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr("processor.drain._FLUSH_SECONDS", 0.1)
     app = Processor()
 
     @app.job("k", queue="q")

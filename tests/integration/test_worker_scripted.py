@@ -297,7 +297,9 @@ async def test_a_failure_that_cannot_be_stored_either_is_said_and_not_called_fin
     executor = Executor(app, settings, settler, make_reporter(rpc), client, hold, {})
     with structlog.testing.capture_logs() as logs:
         async with running(settler.run()):
-            await asyncio.wait_for(executor.run(Run(a_job(), wake="sweep", queued_ms=0)), 5)
+            await asyncio.wait_for(
+                executor.run(Run(a_job(), worker_id=uuid4(), wake="sweep", queued_ms=0)), 5
+            )
     events = [line["event"] for line in logs if line["event"].startswith("job.")]
     assert events == ["job.started", "job.refused", "job.unsettled"]
 
@@ -376,7 +378,7 @@ async def test_a_handler_that_spawns_for_a_job_another_has_is_stopped_and_settle
     hold = Hold()
     hold.extend(clock() + 60)
     executor = Executor(app, settings, settler, reporter, ApplicationClient(api.url, "e30.e30.x"), hold, {})
-    run = Run(a_job(), wake="sweep", queued_ms=0)
+    run = Run(a_job(), worker_id=uuid4(), wake="sweep", queued_ms=0)
     async with running(settler.run()):
         await asyncio.wait_for(executor.run(run), 5)
     assert len(ended) == 1

@@ -1,7 +1,7 @@
 """Every older database becomes the same as a new one, and loses nothing on the way."""
 
 import json
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -157,17 +157,25 @@ async def test_jobs_of_version_2_go_on_where_they_were(old):
 
 
 @pytest.mark.parametrize("version", OLD_VERSIONS)
-async def test_a_worker_of_an_older_version_works_on_but_is_refused_when_it_starts_anew(version, old):
+async def test_a_worker_of_an_older_version_works_on_and_one_of_the_last_may_start_anew(version, old):
     database = await old(version)
     [project] = database.projects
-    told = {"id": str(uuid4()), "slots": 1, "lease_seconds": 90, "schema_version": version}
-    told |= {"queues": ["new"], "kinds": [{"kind": "print", "queue": "new"}]}
-    await project.call("register_worker", worker=told)
+    await project.sql("select set_config('processor.now', '', false)")
+    await project.kind("print")
+    worker = await project.worker(name="old", schema_version=version, queues=["new"])
+    jobs = [await project.create("print", queue="new") for _ in range(3)]
+    [mine] = await worker.claim(1)
     await schema.apply(database.dsn)
 
-    worker = Worker(project, UUID(told["id"]))
-    await project.create("print")
-    [job] = await worker.claim(queues=["new"])
-    assert (await worker.finish(job))["status"] == "completed"
-    async with project.refused("JQ013", f"this worker needs {version}"):
-        await project.call("register_worker", worker=told)
+    assert (await worker.heartbeat(mine))["lost"] == []
+    assert (await worker.finish(mine))["status"] == "completed"
+    [another, _] = await worker.claim(2)
+    assert (await worker.release(another))[0]["stale"] is False
+    assert await worker.deregister() == 1
+
+    if version < SCHEMA_VERSION - 1:
+        async with project.refused("JQ013", f"this worker needs {version}", "Upgrade the worker"):
+            await project.worker(name="old", schema_version=version)
+        return
+    anew = await project.worker(name="old", schema_version=version, queues=["new"])
+    assert {job["id"] for job in await anew.claim(10)} == {job["id"] for job in jobs[1:]}

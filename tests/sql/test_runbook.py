@@ -8,8 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from processor import schema
-from tests.sql.harness import ALICE, BOB, OLD_VERSIONS, ROOT, Project, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, ROOT, Project, done, failed, fixture
 
 BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BOOK = (ROOT / "ops" / "RUNBOOK.md").read_text(encoding="utf-8")
@@ -180,20 +179,3 @@ async def _(book, project):
 async def _(book, project):
     [[worker]] = await book.step()
     assert (worker["name"], worker["alive"], worker["draining"]) == ("web-1", True, False)
-
-
-@pytest.mark.parametrize("version", OLD_VERSIONS)
-async def test_a_worker_that_runs_goes_on_after_an_upgrade_and_is_refused_when_it_starts_again(version, old):
-    database = await old(version)
-    [project] = database.projects
-    await project.sql("select set_config('processor.now', '', false)")
-    worker = await project.worker(name="old", schema_version=version)
-    [mine] = await worker.claim(1)
-    await schema.apply(database.dsn)
-    assert (await worker.heartbeat(mine))["lost"] == []
-    assert (await worker.finish(mine, "snooze", delay_seconds=3600))["stale"] is False
-    [another] = await worker.claim(1)
-    assert (await worker.release(another))[0]["stale"] is False
-    async with project.refused("JQ013", f"this worker needs {version}"):
-        await project.worker(name="old", schema_version=version)
-    assert await worker.deregister() == 0
