@@ -82,7 +82,7 @@ class Daemon:
             key,
             str(self.id),
             self._on_wake,
-            self._on_worker_row,
+            self._lease.on_worker_row,
             api_key=settings.api_key,
             queues=self._work.queues,
             transport=settings.feed,
@@ -384,9 +384,6 @@ class Daemon:
         self._worker.wake(source)
         if source == "sweep":  # the feed asks for proof of the change path: the heartbeat's echo
             self._lease.nudge()
-
-    def _on_worker_row(self, row: dict[str, Any]) -> None:
-        self._lease.on_worker_row(row)
 
     # -- what it shows ----------------------------------------------------------------------------
 
