@@ -1,8 +1,9 @@
 """Measure what telling an MQTT broker costs a daemon that has all it can do.
 
-Run it with ``python bench/mqtt.py --pairs 3``: ``processor bench drain``, in turns without a broker and with one that
-runs on the same machine, so that its work counts, too. Of jobs that take no time a daemon can end more in a second than
-``PROCESSOR_MQTT_RATE`` lets it tell: the rest goes to disk and is told after, which is part of what is measured.
+Run it with ``python bench/mqtt.py --pairs 3``: ``processor bench drain``, in turns without a broker and with
+one that runs on the same machine, so that its work counts, too. Of jobs that take no time a daemon can end
+more in a second than ``PROCESSOR_MQTT_RATE`` lets it tell: the rest goes to disk and is told after, which is
+part of what is measured.
 """
 
 from __future__ import annotations

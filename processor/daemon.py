@@ -82,7 +82,7 @@ class Daemon:
             key,
             str(self.id),
             self._on_wake,
-            self._lease.on_worker_row,
+            self._on_worker_row,
             api_key=settings.api_key,
             queues=self._work.queues,
             transport=settings.feed,
@@ -106,11 +106,9 @@ class Daemon:
             observer=observer,
             bus=bus,
         )
-        spool = None
-        if settings.spool_dir is not None:
-            limit = settings.spool_max_mb * 1_000_000
-            spool = Spool(settings.spool_dir, self.id, settings.url, max_bytes=limit)
-        self._replay = None if settings.spool_dir is None else Replay(self.rpc, settings.spool_dir)
+        kept, limit = settings.spool_dir, settings.spool_max_mb * 1_000_000
+        spool = None if kept is None else Spool(kept, self.id, settings.url, max_bytes=limit)
+        self._replay = None if kept is None else Replay(self.rpc, kept)
         self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel, spool=spool)
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
@@ -261,9 +259,8 @@ class Daemon:
             )
             self._background.start("metrics", self._metrics.run())
             self._metrics.also(self._bridge.collect)
-        if self._settings.maintenance_seconds:
-            maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
-            self._background.start("maintenance", maintenance.run())
+        if seconds := self._settings.maintenance_seconds:
+            self._background.start("maintenance", Maintenance(self.rpc, seconds).run())
         if self._replay is not None:  # sooner than the lease of whoever dies from now on is over
             self._background.start("replay", self._replay.run(self._settings.lease_seconds / 3))
         self._feed.on_mode(lambda _mode: self._lease.nudge())
@@ -384,6 +381,9 @@ class Daemon:
         self._worker.wake(source)
         if source == "sweep":  # the feed asks for proof of the change path: the heartbeat's echo
             self._lease.nudge()
+
+    def _on_worker_row(self, row: dict[str, Any]) -> None:
+        self._lease.on_worker_row(row)
 
     # -- what it shows ----------------------------------------------------------------------------
 
