@@ -223,6 +223,43 @@ class Delivery(_Wire):
     """How long the next try waits if this one fails."""
 
 
+class EndedJob(_Wire):
+    """A job in the answer to read_ended_jobs: how it ended, without what is in it."""
+
+    id: UUID
+    queue: str
+    kind: str
+    owner_id: UUID | None
+    worker_id: UUID | None
+    status: str
+    attempt: int
+    finished_at: datetime
+    error_code: str | None
+    error_message: str | None
+    items_total: int
+    items_done: int
+    items_failed: int
+    credits_captured: int
+    credits_refunded: int
+    trace_context: dict[str, str] | None = None
+
+
+class EndedJobs(_Wire):
+    """The answer to read_ended_jobs; all jobs before ``horizon`` that this worker is to tell of are in it.
+
+    The next call says ``answer`` and ``after_…`` when it has told of them.
+    """
+
+    now: datetime
+    horizon: datetime
+    reader: bool
+    jobs: tuple[EndedJob, ...]
+    answer: int | None = None
+    after_at: datetime | None = None
+    after_id: UUID | None = None
+    more: bool = False
+
+
 class SpawnedJob(_Wire):
     """A child that was made, or was there already."""
 

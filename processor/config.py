@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from processor.brokers import broker, check_broker, topic_prefix
 from processor.errors import ConfigError
 from processor.sources import DEFAULT, Gathered, Known, Origin, gather, near_misses
 from processor.spool import default_directory
@@ -175,6 +176,28 @@ class Settings(BaseModel):
     """How many at the same time, beside ``slots``."""
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
     """Networks that they may go to although they are private."""
+    mqtt_url: Annotated[str | None, BeforeValidator(broker)] = None
+    """The MQTT broker that is told of jobs, workers and queues: mqtts://host, mqtt://host:1883."""
+    mqtt_username: SecretStr | None = None
+    """Who the daemon is there; none: anonymous, or whoever the client certificate says."""
+    mqtt_password: SecretStr | None = None
+    """The password."""
+    mqtt_ca_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """The authority that the broker's certificate is signed by; none: one that the system trusts."""
+    mqtt_cert_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """A client certificate, where the broker wants one."""
+    mqtt_key_file: Annotated[Path | None, BeforeValidator(_directory)] = None
+    """Its key, if that is in a file of its own."""
+    mqtt_prefix: Annotated[str, BeforeValidator(topic_prefix)] = "processor"
+    """What all topics begin with."""
+    mqtt_retain_seconds: int = Field(600, ge=1, le=31_536_000)
+    """How long the broker keeps the last word on a job, or on a worker, that has ended."""
+    mqtt_rate: int = Field(1000, ge=1, le=100_000)
+    """How many messages a second are sent at most: more would take time from jobs. The rest waits."""
+    mqtt_outbox_max_mb: int = Field(64, ge=1, le=65536)
+    """How large the file in ``spool_dir`` may become where ends of jobs wait for the broker: megabytes."""
+    mqtt_control: bool = False
+    """Whether the daemon obeys the control topics: wake-ups, pause, resume, drain."""
     alert_webhook: SecretStr | None = None
     """Where ``processor maintain`` posts what is wrong; it is a secret, as such addresses often are."""
     alert_repeat_seconds: float = Field(14400, ge=60, le=604800)
@@ -223,6 +246,17 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _broker_has_what_it_needs(self) -> Self:
+        check_broker(
+            self.mqtt_url,
+            password_alone=self.mqtt_password is not None and self.mqtt_username is None,
+            ca_file=self.mqtt_ca_file,
+            cert_file=self.mqtt_cert_file,
+            key_file=self.mqtt_key_file,
+        )
+        return self
+
+    @model_validator(mode="after")
     def _right_kind_of_key(self) -> Self:
         key = self.key.get_secret_value()
         if key.startswith("sb_publishable_") or role_of(key) in {"anon", "authenticated"}:
@@ -266,12 +300,12 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
-        values = (self.key, self.anon_key, self.alert_webhook, self.sentry_dsn)
+        values = (self.key, self.anon_key, self.alert_webhook, self.sentry_dsn, self.mqtt_password)
         return tuple(s.get_secret_value() for s in values if s is not None)
 
 
-SECRETS = ("key", "anon_key", "alert_webhook", "sentry_dsn")
-"""The fields that nobody may see."""
+SECRETS = ("key", "anon_key", "alert_webhook", "sentry_dsn", "mqtt_username", "mqtt_password")
+"""The fields that nobody may see, and that may come from files."""
 
 
 def variables(name: str) -> tuple[str, ...]:

@@ -24,12 +24,14 @@ from processor.events.bus import Bus
 from processor.events.lifecycle import WorkerChanged, WorkerState
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
+from processor.figures import Figures
 from processor.hold import Hold, clock
 from processor.incidents import incidents
 from processor.lane import Lane
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.metrics import measure
+from processor.mqtt import bridge
 from processor.notify import Activity, Announcer
 from processor.observer import NOBODY
 from processor.redact import remember
@@ -39,7 +41,7 @@ from processor.report import Reporter
 from processor.resources import Resources
 from processor.rpc import Rpc
 from processor.schedules import Schedules
-from processor.service import Background
+from processor.service import Background, first, unless
 from processor.settle import Settler
 from processor.spool import Spool
 from processor.status import Status
@@ -71,7 +73,8 @@ class Daemon:
         work = self._work = assign(app, settings.queues, own)
         self._credential = Credential(self._read_key)
         key = self._credential.token
-        self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
+        figures = Figures(lambda: self.rpc.read_metrics(self.id))
+        self._metrics = measure(settings, self._work, figures)
         observer = self._metrics or NOBODY
         self._incidents = incidents(settings)
         self._background = Background(self._incidents.task_died)
@@ -112,11 +115,9 @@ class Daemon:
             bus=bus,
             aside=Lane(work.aside, settings.webhook_slots) if work.aside else None,
         )
-        spool = None
-        if settings.spool_dir is not None:
-            limit = settings.spool_max_mb * 1_000_000
-            spool = Spool(settings.spool_dir, self.id, settings.url, max_bytes=limit)
-        self._replay = None if settings.spool_dir is None else Replay(self.rpc, settings.spool_dir)
+        kept, limit = settings.spool_dir, settings.spool_max_mb * 1_000_000
+        spool = None if kept is None else Spool(kept, self.id, settings.url, max_bytes=limit)
+        self._replay = None if kept is None else Replay(self.rpc, kept)
         self._settler = Settler(self.rpc, self.id, on_cancel=self._worker.cancel, spool=spool)
         self._reporter = Reporter(
             self.rpc, self.id, on_cancel=self._worker.cancel, on_stale=self._worker.lose
@@ -157,6 +158,19 @@ class Daemon:
             registered=lambda: self._registered,
             stopping=lambda: self._stop.is_set() or self._draining,
         )
+        self._bridge = bridge(
+            settings,
+            self.id,
+            self._work.queues,
+            self.rpc,
+            bus,
+            worker=self._worker,
+            settler=self._settler,
+            hold=hold,
+            figures=figures,
+            background=self._background,
+            stop=self.stop,
+        )
         self._reloader = Reloader(settings, reread or (lambda: self._settings), self._adopt)
         self._status = Status(
             self.id,
@@ -169,6 +183,7 @@ class Daemon:
             reporter=self._reporter,
             rpc=self.rpc,
             ready=self._checks.ready,
+            mqtt=lambda: self._bridge.status,
         )
         self._web: WebServer | None = None
         self._registered = False
@@ -197,7 +212,7 @@ class Daemon:
         with signals.heard(stop=self.stop, reload=self._reloader.ask, dump=self.dump):
             try:
                 await self._start()
-                await self._until_stopped()
+                await first(self._stop, self._background.failed)
             finally:
                 await self._end()
         return 1 if self._background.failed.is_set() or self._lost else 0
@@ -229,12 +244,14 @@ class Daemon:
                 exposition=self._metrics.exposition if self._metrics and self._settings.metrics else None,
             )
             log.info("daemon.listening", url=await self._web.start())
+        await self._bridge.start()
         self._becomes("starting")
-        if not await self._unless_stopped("resources", self._resources.start()):
+        if not await unless(self._stop, "resources", self._resources.start()):
             return
         if not await self._replayed():
             return
         await self._register()
+        await self._bridge.registered()
         for name, part in (
             ("credential", self._credential.run()),
             ("settler", self._settler.run()),
@@ -252,11 +269,11 @@ class Daemon:
                 self._worker, self._settler, self._hold, lambda: not any(self._checks.ready().values())
             )
             self._background.start("metrics", self._metrics.run())
+            self._metrics.also(self._bridge.collect)
         if self._telemetry is not None:
             self._background.start("telemetry", self._telemetry.run())
-        if self._settings.maintenance_seconds:
-            maintenance = Maintenance(self.rpc, self._settings.maintenance_seconds)
-            self._background.start("maintenance", maintenance.run())
+        if seconds := self._settings.maintenance_seconds:
+            self._background.start("maintenance", Maintenance(self.rpc, seconds).run())
         if self._replay is not None:  # sooner than the lease of whoever dies from now on is over
             self._background.start("replay", self._replay.run(self._settings.lease_seconds / 3))
         self._feed.on_mode(lambda _mode: self._lease.nudge())
@@ -274,20 +291,6 @@ class Daemon:
         )
         self._becomes("ready")
 
-    async def _unless_stopped(self, name: str, part: Coroutine[Any, Any, None]) -> bool:
-        """Do a part of the start, until somebody wants to stop; say whether to go on."""
-        doing = asyncio.create_task(part, name=name)
-        stop = asyncio.create_task(self._stop.wait(), name="stop")
-        try:
-            await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                await doing  # raises what kept it from being done
-        finally:
-            stop.cancel()
-            doing.cancel()
-            await asyncio.wait({doing})
-        return not self._stop.is_set()
-
     async def _replayed(self) -> bool:
         """Settle what earlier processes left, before any heartbeat takes their jobs away; False: stopped."""
         if self._replay is None:
@@ -295,16 +298,7 @@ class Daemon:
                 "spool.off", hint="PROCESSOR_SPOOL_DIR says where to keep results while the API is away."
             )
             return True
-        return await self._unless_stopped("replay", self._replay.first())
-
-    async def _until_stopped(self) -> None:
-        stop = asyncio.create_task(self._stop.wait(), name="stop")
-        failed = asyncio.create_task(self._background.failed.wait(), name="failed")
-        try:
-            await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-            failed.cancel()
+        return await unless(self._stop, "replay", self._replay.first())
 
     async def _end(self) -> None:
         """End in order: no new jobs, a grace for the running ones, the last results, then goodbye."""
@@ -313,12 +307,14 @@ class Daemon:
         self._becomes("draining")
         if self._registered:
             self._lost = await self._drain.finish(self._settings)
+            await self._bridge.flush(_EVENTS_SECONDS)
         await self._feed.stop()
         await self._background.stop()
         if self._registered:
             await self._drain.leave(self._settings)
         self._becomes("stopped")
         await self.bus.close(_EVENTS_SECONDS)  # after the last results, and before anything they might need
+        await self._bridge.close()
         await self._resources.stop()
         if self._web is not None:
             await self._web.stop()

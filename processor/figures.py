@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from processor.answers import DatabaseFigures, MetricsAnswer
+from processor.answers import DatabaseFigures, MetricsAnswer, QueueFigures
 from processor.errors import ApiError
 
 _PATIENCE = 5.0
@@ -47,6 +47,11 @@ class Figures:
                 # a little less: who scrapes every 10 s is to get new ones each time
                 self._next = time.monotonic() + answer.again_in_seconds * 0.9
                 self._failed = False
+
+    @property
+    def queues(self) -> tuple[QueueFigures, ...]:
+        """What the queues have; nothing, if that is another daemon's to tell or cannot be read."""
+        return () if self._latest is None else self._latest.queues
 
     def collect(self) -> Iterable[Metric]:
         """Return them as metrics; nothing, if they are another daemon's to tell or cannot be read."""

@@ -3,7 +3,7 @@
 import asyncio
 import platform
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
@@ -12,7 +12,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from processor import __version__
-from processor.answers import MetricsAnswer
 from processor.assignment import Assignment
 from processor.config import Settings
 from processor.errors import ErrorCode
@@ -142,6 +141,10 @@ class Metrics(Observer):
     def watch(self, worker: Worker, settler: Settler, hold: Hold, ready: Callable[[], bool]) -> None:
         """Look at these at each scrape from now on."""
         self._watched = lambda: self._look(worker, settler, hold, ready=ready())
+
+    def also(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Ask somebody else for metrics at each scrape, too."""
+        self.registry.register(_Collected(collect))
 
     def listen(self, bus: Bus) -> None:
         """Hear what happens from now on."""
@@ -308,10 +311,8 @@ class _Collected(Collector):
         return self._ask()
 
 
-def measure(
-    settings: Settings, work: Assignment, read: Callable[[], Awaitable[MetricsAnswer]]
-) -> Metrics | None:
-    """Return what counts for such a daemon, if anybody can look; ``read`` asks the database."""
+def measure(settings: Settings, work: Assignment, figures: Figures) -> Metrics | None:
+    """Return what counts for such a daemon, if anybody can look; ``figures`` are those of the database."""
     if not (settings.http_port is not None and settings.metrics) and "metrics" not in settings.otel:
         return None
-    return Metrics(work, settings.lease_seconds, Figures(read))
+    return Metrics(work, settings.lease_seconds, figures)

@@ -14,6 +14,7 @@ from processor.answers import (
     CheckpointAnswer,
     Claim,
     Delivery,
+    EndedJobs,
     Heartbeat,
     ItemsAnswer,
     MetricsAnswer,
@@ -51,6 +52,7 @@ _DELIVERY = TypeAdapter(Delivery)
 _METRICS = TypeAdapter(MetricsAnswer)
 _ALERTS = TypeAdapter(tuple[Alert, ...])
 _TAKEN = TypeAdapter(AlertsAnswer)
+_ENDED = TypeAdapter(EndedJobs)
 
 
 class Rpc(Caller):
@@ -179,6 +181,34 @@ class Rpc(Caller):
     async def settle_alerts(self, request_id: UUID, *, told: bool) -> None:
         """Say whether people were told what was taken; what they were not is due again at once."""
         await self._call("settle_alerts", {"request_id": str(request_id), "told": told})
+
+    async def read_ended_jobs(
+        self,
+        worker_id: UUID,
+        *,
+        told_at: datetime | None,
+        last: EndedJobs | None,
+        own: bool,
+        batch: int,
+    ) -> EndedJobs:
+        """Read up to ``batch`` ended jobs that nobody has told of; ``own``: or that we may have missed.
+
+        ``told_at``: all that this worker ended before has been told; ``last``: so has all of that answer.
+        """
+        arguments = {
+            "worker_id": str(worker_id),
+            "told_at": None if told_at is None else told_at.isoformat(),
+            "own": own,
+            "batch": batch,
+        }
+        if last is not None and last.after_at is not None:
+            arguments |= {
+                "answer": last.answer,
+                "after_at": last.after_at.isoformat(),
+                "after_id": str(last.after_id),
+            }
+        answer = await self._call("read_ended_jobs", arguments, _ENDED, patience=0)
+        return _parse(_ENDED, "read_ended_jobs", answer)
 
     async def spawn_jobs(
         self,

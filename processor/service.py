@@ -59,3 +59,28 @@ class Background:
         if self._on_death is not None:
             self._on_death(name, error)
         self.failed.set()
+
+
+async def first(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waits = [asyncio.create_task(event.wait(), name="first") for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def unless(stopped: asyncio.Event, name: str, part: Coroutine[Any, Any, None]) -> bool:
+    """Do a part of a start, until somebody wants to stop; say whether to go on. Raises what ``part`` raises."""
+    doing = asyncio.create_task(part, name=name)
+    stop = asyncio.create_task(stopped.wait(), name="stop")
+    try:
+        await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            await doing
+    finally:
+        stop.cancel()
+        doing.cancel()
+        await asyncio.wait({doing})
+    return not stopped.is_set()

@@ -38,6 +38,7 @@ class Status:
         reporter: Reporter,
         rpc: Rpc,
         ready: Callable[[], Mapping[str, str | None]],
+        mqtt: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self._id = worker_id
         self._version = version
@@ -49,6 +50,7 @@ class Status:
         self._reporter = reporter
         self._rpc = rpc
         self._ready = ready
+        self._mqtt = mqtt
         self._began = datetime.now(UTC)
 
     def read(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Status:
                 "bytes": spool.bytes,
                 "oldest_seconds": _seconds(spool.oldest),
             },
+            "mqtt": self._mqtt(),
             "calls": dict(self._rpc.calls),
         }
 

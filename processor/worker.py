@@ -22,7 +22,7 @@ from processor.run import Run, Stop, queued_ms
 
 log = structlog.get_logger("processor.worker")
 
-_SOURCES = ("realtime", "polling", "sweep", "due", "finish", "next")
+_SOURCES = ("realtime", "mqtt", "polling", "sweep", "due", "finish", "next")
 """Why a claim was made, the most telling first: it is what the jobs of the claim are logged with."""
 
 _STUCK_SECONDS = 90.0

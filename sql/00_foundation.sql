@@ -40,8 +40,8 @@
 --   00 foundation · 05 checks · 10 queues and kinds · 20 workers · 30 jobs · 40 credits, 42 holds · 45 how a job ends
 --   50, 52 create · 53 webhooks · 55 cancel, retry · 58, 59 schedules · 60 registration, heartbeat, rescue · 65 claim · 70 progress,
 --   logs, items · 72 children · 73 checkpoints · 75 finish, release · 76 deliveries · 80 operators: credits · 81 the books · 82 views
---   83 alerts, metrics, telling · 84 operators: functions · 85 over the API, webhooks · 86 retention · 87 installation
---   88 storage · 89 broadcast · 90 security · 95 realtime
+--   83 alerts, metrics, telling, ended jobs · 84 operators: functions · 85 over the API, webhooks · 86 retention
+--   87 installation · 88 storage · 89 broadcast · 90 security · 95 realtime
 
 do $$
 begin

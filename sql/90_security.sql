@@ -20,7 +20,7 @@ declare
     'spawn_jobs', 'deregister_worker', 'prune_jobs', 'guard_schedule', 'run_due_schedules', 'check_installation',
     'read_queues', 'read_workers', 'read_schedules', 'read_errors', 'read_error_rates', 'read_throughput', 'read_credit_days',
     'read_jobs', 'read_job', 'pause_queue', 'resume_queue', 'set_queue_limits', 'drain_worker', 'pause_schedule', 'resume_schedule',
-    'run_schedule', 'check_credits', 'read_alerts', 'take_alerts', 'settle_alerts', 'read_metrics',
+    'run_schedule', 'check_credits', 'read_alerts', 'take_alerts', 'settle_alerts', 'read_metrics', 'read_ended_jobs',
     'guard_webhook', 'begin_delivery', 'end_delivery', 'add_webhook', 'remove_webhook', 'enable_webhook', 'disable_webhook',
     'rotate_webhook', 'redeliver_webhook', 'test_webhook', 'read_webhooks', 'read_webhook_deliveries'
   ];
@@ -123,7 +123,8 @@ grant execute on function
   public.settle_alerts(uuid, boolean),
   public.read_metrics(uuid),
   public.begin_delivery(uuid, uuid, int),
-  public.end_delivery(uuid, uuid, int, boolean, int, text, double precision)
+  public.end_delivery(uuid, uuid, int, boolean, int, text, double precision),
+  public.read_ended_jobs(uuid, timestamptz, bigint, boolean, timestamptz, uuid, int)
 to service_role, job_processor;
 -- functions: operators, who may be signed-in users; each asks who is calling
 grant execute on function

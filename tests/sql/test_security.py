@@ -64,6 +64,7 @@ WORKER_FUNCTIONS = {
     "read_metrics",
     "begin_delivery",
     "end_delivery",
+    "read_ended_jobs",
 }
 OURS = "('public', 'processor')"
 OWNED = (

@@ -19,7 +19,8 @@ ARROWS = {
     "records": set(),
     "spool": {"records"},
     "sources": {"errors"},
-    "config": {"errors", "sources", "spool"},
+    "brokers": set(),
+    "config": {"brokers", "errors", "sources", "spool"},
     "clients": set(),
     "credential": {"config", "errors"},
     "redact": set(),
@@ -97,6 +98,10 @@ ARROWS = {
     "single": {"config", "errors"},
     "feed": {"errors", "events", "observer"},
     "figures": {"answers", "errors"},
+    "mqtt": {
+        *("answers", "config", "errors", "events", "figures", "hold", "redact", "rpc", "service", "settle"),
+        "worker",
+    },
     "metrics": {
         *("answers", "assignment", "config", "errors", "events", "figures", "hold", "observer", "settle"),
         "worker",

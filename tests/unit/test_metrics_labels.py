@@ -145,9 +145,9 @@ def test_the_time_in_each_mode_adds_up_to_the_life_of_the_process(bus: Bus, monk
 
 def test_nobody_counts_where_nobody_can_look() -> None:
     known = {"url": "https://x.supabase.co", "key": "sb_secret_x"}
-    assert measure(Settings(**known), assign(app), nothing) is None
-    assert measure(Settings(**known, http_port=0, metrics=False), assign(app), nothing) is None
-    assert measure(Settings(**known, http_port=0), assign(app), nothing) is not None
+    assert measure(Settings(**known), assign(app), Figures(nothing)) is None
+    assert measure(Settings(**known, http_port=0, metrics=False), assign(app), Figures(nothing)) is None
+    assert measure(Settings(**known, http_port=0), assign(app), Figures(nothing)) is not None
 
 
 TOLD = {
