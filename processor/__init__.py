@@ -7,6 +7,7 @@ from processor.calls.context import SyncJobContext, SyncJobItem
 from processor.calls.line import JobStopped
 from processor.context import JobContext, JobItem
 from processor.errors import ErrorCode, JobError, ProcessorError, UsageError
+from processor.hooks import Ended
 from processor.job import Cancel, Child, Discard, JobStatus, NewChild, Retry, Snooze, Wait
 
 __version__ = version("supabase-job-processor")
@@ -15,6 +16,7 @@ __all__ = [
     "Cancel",
     "Child",
     "Discard",
+    "Ended",
     "ErrorCode",
     "JobContext",
     "JobError",

@@ -4,24 +4,22 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from processor import middleware, resources
-from processor.cron import Cron
+from processor import hooks, middleware, resources
 from processor.errors import UsageError, did_you_mean
-from processor.jsonb import to_jsonb
+from processor.hooks import HookFunction, Hooks
 from processor.middleware import Middleware
 from processor.resources import Resource
 from processor.retry import Classifier
 from processor.signature import Sort, payload_adapter, payload_schema, sort_of, where
+from processor.timetable import CatchUp, Schedule, scheduled, stored_payload
 
 Function = Callable[..., Any]
 F = typing.TypeVar("F", bound=Callable[..., Any])
-CatchUp = Literal["none", "last", "all"]
-"""For times at which no worker was alive: nothing, one job for the last of them, a job for each."""
 
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
 _QUEUE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -47,6 +45,7 @@ class Handler:
     timeout: float | None
     description: str | None
     resources: tuple[str, ...]
+    hooks: Hooks = field(default_factory=Hooks)
 
     def declaration(self) -> dict[str, Any]:
         """Return what the database is told about it."""
@@ -59,32 +58,6 @@ class Handler:
             "payload_schema": self.payload_schema,
             "max_items": self.max_items,
             "description": self.description,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One declared schedule."""
-
-    name: str
-    cron: Cron
-    kind: str
-    payload: dict[str, Any]
-    items: list[Any] | None
-    priority: int
-    catch_up: CatchUp
-
-    def declaration(self) -> dict[str, Any]:
-        """Return what the database is told about it."""
-        return {
-            "name": self.name,
-            "cron": self.cron.expression,
-            "timezone": self.cron.timezone,
-            "kind": self.kind,
-            "payload": self.payload,
-            "items": self.items,
-            "priority": self.priority,
-            "catch_up": self.catch_up,
         }
 
 
@@ -139,6 +112,9 @@ class Processor:
             for handler in self._handlers.values()
             if handler.kind in kinds
         }
+        for handler in self._handlers.values():
+            if handler.kind in kinds:
+                wanted |= {hook.title: hook.resources for hook in handler.hooks}
         wanted |= {layer.title: layer.resources for layer in self._middlewares}
         return resources.in_order(self._resources, wanted)
 
@@ -200,6 +176,9 @@ class Processor:
         timeout: float | None = None,
         process: bool = False,
         description: str | None = None,
+        on_success: HookFunction | None = None,
+        on_failure: HookFunction | None = None,
+        on_retry: HookFunction | None = None,
     ) -> Callable[[F], F]:
         """Declare the handler of a kind of job.
 
@@ -208,6 +187,11 @@ class Processor:
         ``public`` lets signed-in users create such jobs. Credits are what a job, and each of its items,
         costs its owner. ``timeout`` is in seconds and limits one attempt, beside the queue's own.
         ``description`` defaults to the first line of the docstring.
+
+        Hooks are called with an :class:`Ended` when an attempt has ended and the database has taken
+        that: ``on_success`` when the job is completed, ``on_failure`` when it failed for good (wholly or in
+        part), ``on_retry`` when it is tried again. They may be ``def`` too, take resources, have 30 seconds
+        and change nothing of the job. They run at most once: a daemon that dies in between calls none.
 
         Raises :class:`UsageError` where the declaration cannot work.
         """
@@ -262,6 +246,7 @@ class Processor:
                 timeout=timeout,
                 description=description or (inspect.getdoc(function) or "").partition("\n")[0] or None,
                 resources=needed,
+                hooks=hooks.declared(kind, on_success, on_failure, on_retry),
             )
             return function
 
@@ -282,6 +267,9 @@ class Processor:
         timeout: float | None = None,
         process: bool = False,
         description: str | None = None,
+        on_success: HookFunction | None = None,
+        on_failure: HookFunction | None = None,
+        on_retry: HookFunction | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler and run it by the clock.
 
@@ -297,7 +285,8 @@ class Processor:
 
         def declare(function: F) -> F:
             name = kind or str(getattr(function, "__name__", ""))
-            schedule = self._schedule(name, expression, timezone, name, items, priority, catch_up)
+            self._check_schedule(name)
+            schedule = scheduled(name, expression, timezone, name, items, priority, catch_up)
             self.job(
                 name,
                 queue=queue,
@@ -305,6 +294,9 @@ class Processor:
                 timeout=timeout,
                 process=process,
                 description=description,
+                on_success=on_success,
+                on_failure=on_failure,
+                on_retry=on_retry,
             )(function)
             self._schedules[name] = self._with_payload(schedule, payload)
             return function
@@ -332,7 +324,8 @@ class Processor:
 
         Raises :class:`UsageError` where the declaration cannot work.
         """
-        schedule = self._schedule(name, expression, timezone, kind, items, priority, catch_up)
+        self._check_schedule(name)
+        schedule = scheduled(name, expression, timezone, kind, items, priority, catch_up)
         if kind not in self._handlers:
             raise UsageError(
                 f"Schedule {name!r}: there is no handler for {kind!r}.{did_you_mean(kind, self._handlers)} "
@@ -341,51 +334,16 @@ class Processor:
         self._schedules[name] = self._with_payload(schedule, payload)
         return self
 
-    def _schedule(
-        self,
-        name: str,
-        expression: str,
-        timezone: str,
-        kind: str,
-        items: Sequence[Any] | None,
-        priority: int,
-        catch_up: CatchUp,
-    ) -> Schedule:
+    def _check_schedule(self, name: str) -> None:
         if not isinstance(name, str) or not _SCHEDULE.fullmatch(name):
-            raise UsageError(
-                _bad_name(
-                    "schedule", str(name), "1 to 90 characters of A-Z, a-z, 0-9, _ . : and -", _SCHEDULE
-                )
-            )
+            rule = "1 to 90 characters of A-Z, a-z, 0-9, _ . : and -"
+            raise UsageError(_bad_name("schedule", str(name), rule, _SCHEDULE))
         if name in self._schedules:
             raise UsageError(f"Two schedules {name!r}: rename one.")
-        if catch_up not in typing.get_args(CatchUp):
-            raise UsageError(f"catch_up={catch_up!r} of schedule {name!r}: say 'none', 'last' or 'all'.")
-        if not -1000 <= priority <= 1000:
-            raise UsageError(f"priority={priority!r} of schedule {name!r} must be from -1000 to 1000.")
-        if isinstance(items, str):
-            raise UsageError(f"items={items!r} of schedule {name!r}: give a list, such as [{items!r}].")
-        try:
-            cron = Cron(expression, timezone)
-            wanted = None if items is None else to_jsonb(list(items))
-        except (UsageError, ValueError) as error:
-            raise UsageError(f"Schedule {name!r}: {error}") from error
-        return Schedule(name, cron, kind, {}, wanted, priority, catch_up)
 
     def _with_payload(self, schedule: Schedule, payload: Any) -> Schedule:
-        """Check the payload as the worker will, when the job runs."""
-        try:
-            plain = to_jsonb({} if payload is None else payload)
-            self._handlers[schedule.kind].payload.validate_python(plain)
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in error.errors()]
-            raise UsageError(
-                f"Schedule {schedule.name!r}: the handler of {schedule.kind!r} takes another payload: "
-                f"{'; '.join(wrong)}"
-            ) from error
-        except ValueError as error:
-            raise UsageError(f"Schedule {schedule.name!r}: its payload cannot be stored: {error}") from error
-        return replace(schedule, payload=plain)
+        adapter = self._handlers[schedule.kind].payload
+        return replace(schedule, payload=stored_payload(schedule, adapter, payload))
 
 
 def _bad_name(what: str, name: str, rule: str, pattern: re.Pattern[str]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from processor.app import Handler, Processor, Schedule
+from processor.app import Handler, Processor
 from processor.errors import ConfigError
+from processor.timetable import Schedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,8 @@ class Settings(BaseModel):
     """After how long it posts again what is still wrong."""
     alert_queue_depth: int = Field(20, ge=1, le=9999)
     """More due jobs of a queue than this are wrong, for ``processor maintain`` and ``processor status``."""
+    sentry_dsn: SecretStr | None = None
+    """Where Sentry, or what speaks its protocol, collects errors that nobody expected; unset: off."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -264,11 +266,11 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must not reach a log."""
-        values = (self.key, self.anon_key, self.alert_webhook)
+        values = (self.key, self.anon_key, self.alert_webhook, self.sentry_dsn)
         return tuple(s.get_secret_value() for s in values if s is not None)
 
 
-SECRETS = ("key", "anon_key", "alert_webhook")
+SECRETS = ("key", "anon_key", "alert_webhook", "sentry_dsn")
 """The fields that nobody may see."""
 
 

@@ -60,7 +60,7 @@ class Desk(Protocol):
         """Keep a line for the job's owner."""
 
     def classify(self, error: BaseException) -> Failure:
-        """Say what an exception means."""
+        """Say what an item's exception means."""
 
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Make an item's outcome durable; returns why it was refused, if it was."""

@@ -11,6 +11,7 @@ import structlog
 
 from processor import __version__, dump, signals
 from processor import log as logs
+from processor.afterwards import Afterwards
 from processor.app import Processor
 from processor.assignment import assign
 from processor.checks import Checks
@@ -25,6 +26,7 @@ from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
 from processor.lane import Lane
+from processor.incidents import incidents
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.metrics import measure
@@ -71,7 +73,8 @@ class Daemon:
         key = self._credential.token
         self._metrics = measure(settings, self._work, lambda: self.rpc.read_metrics(self.id))
         observer = self._metrics or NOBODY
-        self._background = Background()
+        self._incidents = incidents(settings)
+        self._background = Background(self._incidents.task_died)
         bus = self.bus = Bus(observer, self._background.ended)
         if self._metrics is not None:
             self._metrics.listen(bus)
@@ -124,8 +127,10 @@ class Daemon:
             lambda name, error: self._background.mourn(f"resource {name}", error),
         )
         shared = self._resources.values
+        afterwards = Afterwards(self._client, shared, observer, self._incidents)
         self._executor = Executor(
-            work.apps, settings, self._settler, self._reporter, self._client, hold, shared, bus, self._tracing
+            *(work.apps, settings, self._settler, self._reporter, self._client, hold, shared, bus),
+            *(self._tracing, self._incidents, afterwards),
         )
         self._worker.employ(self._executor)
         self._schedules = Schedules(self.rpc, self.id)
@@ -172,7 +177,7 @@ class Daemon:
         self._draining = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._drain = Drain(self.rpc, self.id, self._worker, self._settler, self._hurry)
+        self._drain = Drain(self.rpc, self.id, self._worker, self._settler, afterwards, self._hurry)
         self._announcer = Announcer.of(
             os.environ,
             ready=self._checks.ready,
@@ -321,6 +326,7 @@ class Daemon:
         await self._tracing.aclose()
         if self._telemetry is not None:
             await self._telemetry.aclose()
+        await self._incidents.aclose()
         await self._client.aclose()
         await self.rpc.aclose()
         if self._registered:

@@ -10,6 +10,7 @@ from processor.errors import ErrorCode, JobError
 from processor.events.bus import Bus
 from processor.events.lifecycle import ItemFinished, JobProgress
 from processor.hold import Hold
+from processor.incidents import Incidents
 from processor.job import Failure, ItemOutcome, Job, NewChild, OnChildFailure, Step
 from processor.jsonb import to_text
 from processor.redact import redact
@@ -35,6 +36,7 @@ class RunDesk:
         reporter: Reporter,
         client: ApplicationClient,
         bus: Bus,
+        incidents: Incidents,
     ) -> None:
         self._run = run
         self._hold = hold
@@ -43,6 +45,8 @@ class RunDesk:
         self._reporter = reporter
         self._client = client
         self._bus = bus
+        self._incidents = incidents
+        self._crashes: set[type[BaseException]] = set()
 
     @property
     def stopping(self) -> bool:
@@ -85,8 +89,12 @@ class RunDesk:
             self._reporter.line(job, level, message, fields)
 
     def classify(self, error: BaseException) -> Failure:
-        """Ask the application's rules."""
-        return self._classifier.classify(error)
+        """Ask the application's rules what an item's exception means."""
+        failure = self._classifier.classify(error)
+        if failure.code == ErrorCode.HANDLER_CRASHED and type(error) not in self._crashes:
+            self._crashes.add(type(error))  # once: thousands of items may fail alike
+            self._incidents.attempt_crashed(self._run.job, error)
+        return failure
 
     async def finish_item(self, job: Job, outcome: ItemOutcome) -> Failure | None:
         """Settle an item; one that the database cannot take becomes a failure."""

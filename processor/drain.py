@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from uuid import UUID
 
 import structlog
 
+from processor.afterwards import Afterwards
 from processor.config import Settings
 from processor.errors import ApiError
 from processor.rpc import Rpc
@@ -19,6 +21,9 @@ _FLUSH_SECONDS = 10.0
 _SAVE_SECONDS = 5.0
 """How long the disk may take on the way out."""
 
+_HOOK_SECONDS = 1.0
+"""How long the hooks of the last results may take, where the jobs have left no more of the grace."""
+
 _GOODBYE_SECONDS = 3.0
 """How long deregistering may take: without it the lease just runs out."""
 
@@ -29,16 +34,24 @@ class Drain:
     """Brings a worker that claims no more to its end; ``hurry`` cuts the grace of what runs."""
 
     def __init__(
-        self, rpc: Rpc, worker_id: UUID, worker: Worker, settler: Settler, hurry: asyncio.Event
+        self,
+        rpc: Rpc,
+        worker_id: UUID,
+        worker: Worker,
+        settler: Settler,
+        afterwards: Afterwards,
+        hurry: asyncio.Event,
     ) -> None:
         self._rpc = rpc
         self._id = worker_id
         self._worker = worker
         self._settler = settler
+        self._afterwards = afterwards
         self._hurry = hurry
 
     async def finish(self, settings: Settings) -> int:
         """Let what runs end, or give it back; hand in or keep every result. Return how many are lost."""
+        grace_ends = time.monotonic() + settings.grace_seconds
         if not await self._idle(settings.grace_seconds):
             log.warning("daemon.releasing", running=len(self._worker.running))
             self._worker.stop_all(Stop.RELEASE)
@@ -46,7 +59,9 @@ class Drain:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._settler.flushed()
-        return await self._save()
+        lost = await self._save()
+        await self._afterwards.close(max(grace_ends - time.monotonic(), _HOOK_SECONDS), self._hurry)
+        return lost
 
     async def leave(self, settings: Settings) -> None:
         """Deregister, unless results are kept: the jobs they belong to would go back, and run again."""

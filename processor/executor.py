@@ -10,6 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from processor import endings
+from processor.afterwards import Afterwards
 from processor.answers import Settled
 from processor.app import Handler, Processor
 from processor.calls.context import Brief
@@ -24,6 +25,8 @@ from processor.errors import ErrorCode
 from processor.events.bus import Bus
 from processor.events.lifecycle import AttemptEnded, JobLost, JobReleased, JobStarted
 from processor.hold import Hold
+from processor.hooks import Hooks
+from processor.incidents import UNREPORTED, Incidents
 from processor.job import (
     Cancel,
     Decision,
@@ -60,6 +63,8 @@ class Executor:
         resources: Mapping[str, Any],
         bus: Bus | None = None,
         tracing: Tracing = NOT_TRACED,
+        incidents: Incidents = UNREPORTED,
+        afterwards: Afterwards | None = None,
     ) -> None:
         for kind, app in apps.items():
             if (handler := app.handlers[kind]).sort is Sort.PROCESS:
@@ -73,6 +78,8 @@ class Executor:
         self._hold = hold
         self._bus = bus or Bus()
         self._tracing = tracing
+        self._incidents = incidents
+        self._afterwards = afterwards or Afterwards(client, resources)
         self._processes = Processes(
             settings.processes, hold=hold, client=client, grace=settings.cancel_grace_seconds
         )
@@ -99,6 +106,7 @@ class Executor:
             # the application's own code failed beside its handler, in a validator or a rule for errors:
             # it must cost an attempt, or the job would come back for ever
             run.log.exception("job.crashed")
+            self._incidents.attempt_crashed(run.job, error)
             outcome = endings.crashed(error)
         run.settling = True
         with self._tracing.step("settle"):
@@ -114,7 +122,8 @@ class Executor:
         app = self._apps[run.job.kind]
         handler = app.handlers[run.job.kind]
         desk = RunDesk(
-            run, self._hold, app.classifier, self._settler, self._reporter, self._client, self._bus
+            *(run, self._hold, app.classifier, self._settler, self._reporter, self._client),
+            *(self._bus, self._incidents),
         )
         try:
             brief = self._check(run, handler)
@@ -191,6 +200,7 @@ class Executor:
         failure = self._apps[run.job.kind].classifier.classify(error)
         if failure.code == ErrorCode.HANDLER_CRASHED:
             run.log.error("job.crashed", exc_info=error)
+            self._incidents.attempt_crashed(run.job, error)
         kind = OutcomeKind.RETRY if failure.retryable else OutcomeKind.FAIL
         return Outcome(kind, failure=failure, delay=failure.delay)
 
@@ -249,8 +259,12 @@ class Executor:
             run.log.warning("job.stale", **fields)
         else:
             run.log.info("job.finished", **fields)
-        if self._tracing is not NOT_TRACED or self._bus.wants(AttemptEnded):
-            self._tell(endings.settled_as(run, outcome, settled))
+        app = self._apps.get(run.job.kind)
+        hooks = Hooks() if app is None else app.handlers[run.job.kind].hooks
+        if hooks or self._tracing is not NOT_TRACED or self._bus.wants(AttemptEnded):
+            event = endings.settled_as(run, outcome, settled)
+            self._tell(event)
+            self._afterwards.begin(hooks, run.job, event, outcome, run.log)
 
     def _tell(self, event: AttemptEnded) -> None:
         """Say what became of the attempt, to its trace and on the bus."""

@@ -122,6 +122,9 @@ class Metrics(Observer):
             buckets=_REQUEST,
             registry=registry,
         )
+        self._hooks = Counter(
+            "processor_hooks", "Hooks ended.", ("kind", "hook", "outcome"), registry=registry
+        )
         self._dropped = Counter(
             "processor_events_dropped",
             "Events that a subscriber was too slow for.",
@@ -202,6 +205,10 @@ class Metrics(Observer):
     def probe_answered(self, probe: str, took: float) -> None:
         """Note how long a probe took."""
         self._probes.labels(probe).observe(took)
+
+    def hook_ended(self, kind: str, hook: str, outcome: str) -> None:
+        """Count a hook."""
+        self._hooks.labels(kind if kind in self._kinds else OTHER, hook, outcome).inc()
 
     def event_dropped(self, subscriber: str) -> None:
         """Count it."""

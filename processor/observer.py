@@ -28,6 +28,9 @@ class Observer:
     def probe_answered(self, probe: str, took: float) -> None:
         """Hear that a probe of the feed came back: `ack` or `echo`."""
 
+    def hook_ended(self, kind: str, hook: str, outcome: str) -> None:
+        """Hear that a hook of a handler has ended, `done` or `failed`."""
+
     def event_dropped(self, subscriber: str) -> None:
         """Hear that a subscriber was too slow for an event, which it will not hear of."""
 

@@ -1,7 +1,7 @@
 """Owner of background tasks: each has a name, and none dies unheard."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -13,10 +13,12 @@ class Background:
     """Runs loops that should never end by themselves.
 
     One that does, by error or by return, is logged and sets ``failed``: whoever waits for that
-    decides, which in the daemon means to stop and let the supervisor start a fresh one.
+    decides, which in the daemon means to stop and let the supervisor start a fresh one. ``on_death`` hears
+    of it, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_death: Callable[[str, BaseException | None], None] | None = None) -> None:
+        self._on_death = on_death
         self.failed = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dead: list[str] = []
@@ -54,4 +56,6 @@ class Background:
         """Take note of the end of something that others run."""
         self._dead.append(name)
         log.critical("daemon.task_died", task=name, exc_info=error)
+        if self._on_death is not None:
+            self._on_death(name, error)
         self.failed.set()

@@ -198,6 +198,7 @@ def _from_file(
 
 def _unknown_variables(known: Known, named: Iterable[str]) -> Iterator[str]:
     mine = {variable for names in known.variables.values() for variable in names} | {CONFIG_VARIABLE}
+    mine |= {variable + _FILE for secret in known.secrets for variable in known.variables[secret]}
     for name in sorted(named):
         if name.startswith(_PREFIX) and name not in mine | _WINDOWS:
             yield f"{name}: there is no such setting.{did_you_mean(name, mine, prefix=_PREFIX)}"
