@@ -25,8 +25,8 @@ from processor.events.lifecycle import WorkerChanged, WorkerState
 from processor.executor import Executor
 from processor.feed import Feed, FeedTimings
 from processor.hold import Hold, clock
-from processor.lane import Lane
 from processor.incidents import incidents
+from processor.lane import Lane
 from processor.lease import Lease
 from processor.maintenance import Maintenance
 from processor.metrics import measure
