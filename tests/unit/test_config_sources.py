@@ -104,6 +104,17 @@ def test_a_key_in_a_file_is_read_again_when_asked_for(tmp_path: Path) -> None:
         settings.read_key()
 
 
+def test_every_other_secret_may_come_from_a_file_too(tmp_path: Path) -> None:
+    dsn = secret(tmp_path / "dsn", "https://abcdefgh@sentry.example/1\n")
+    settings = load(environment=WITH_KEY | {"PROCESSOR_SENTRY_DSN_FILE": str(dsn)})
+    assert settings.sentry_dsn is not None
+    assert settings.sentry_dsn.get_secret_value() == "https://abcdefgh@sentry.example/1"
+    assert settings.sentry_dsn.get_secret_value() in settings.secrets
+    assert "PROCESSOR_SLOTS_FILE: there is no such setting" in complaint(
+        WITH_KEY | {"PROCESSOR_SLOTS_FILE": str(dsn)}
+    )
+
+
 def test_a_key_given_as_a_variable_is_what_it_is() -> None:
     assert load(environment=WITH_KEY).read_key() == KEY
     assert Settings(url="http://127.0.0.1:9", key=KEY).read_key() == KEY
