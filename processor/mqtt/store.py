@@ -15,10 +15,8 @@ from processor.mqtt.backlog import Backlog, End
 from processor.mqtt.messages import Message, Scribe
 from processor.mqtt.outbox import Depth, Outbox
 
-IN_MEMORY = 20_000
+IN_MEMORY = 1000
 """Ends of jobs that may wait in memory while there is a broker; without one, all go to disk."""
-_LOW = 500
-"""When fewer wait there, those on disk have their turn."""
 _BATCH = 500
 _EVERY = 0.2
 _CLEAR_EVERY = 1.0
@@ -63,7 +61,7 @@ class Store:
     @property
     def behind(self) -> bool:
         """Whether more waits than the broker takes at once."""
-        return self.depth.ends > 0 or len(self._backlog.ends) > _LOW
+        return self.depth.ends > 0 or len(self._backlog.ends) > IN_MEMORY // 2
 
     async def open(self) -> None:
         """Begin, with what dead processes left; without the disk, if that fails."""
@@ -160,7 +158,7 @@ class Store:
             )
 
     async def _load(self) -> bool:
-        if self.depth.ends == 0 or len(self._backlog.ends) > _LOW:
+        if self.depth.ends == 0 or len(self._backlog.ends) > IN_MEMORY // 4:
             return False
         loaded, most = self._loaded, _BATCH
         messages = await self._do(lambda: self._outbox.load(loaded, most))

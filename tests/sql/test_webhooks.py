@@ -235,12 +235,15 @@ async def test_a_thousand_ends_in_one_call_are_told_of(project, worker):
 
 async def test_a_delivery_is_a_free_job_of_nobody_with_the_event_as_payload(project, worker):
     endpoint = await add(project)
-    await project.create("report", owner_id=ALICE, tags=["q3"], payload={"secret": "of the payload"})
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    secret = {"secret": "of the payload"}
+    await project.create("report", owner_id=ALICE, tags=["q3"], payload=secret, trace_context=trace)
     [claimed] = await worker.claim()
     await project.later(seconds=2)
     await worker.finish(claimed, result={"pages": 3})
     [delivery] = await deliveries(project)
     expected = {
+        "trace_context": trace,
         "queue": "webhooks",
         "owner_id": None,
         "status": "pending",
@@ -257,7 +260,7 @@ async def test_a_delivery_is_a_free_job_of_nobody_with_the_event_as_payload(proj
     data = payload["event"]["data"]
     times = {name: data.pop(name) for name in ("created_at", "started_at", "finished_at")}
     assert [datetime.fromisoformat(time) for time in times.values()] == [NOON, NOON, at]
-    data.pop("trace_context", None)
+    assert data.pop("trace_context") == trace
     assert data == {
         "id": claimed["id"], "queue": "reports", "kind": "report", "owner_id": str(ALICE),
         "status": "completed", "attempt": 1, "tags": ["q3"], "result": {"pages": 3},
