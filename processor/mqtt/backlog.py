@@ -209,6 +209,11 @@ class Pace:
         self._left = float(burst)
         self._at = time.monotonic()
 
+    @property
+    def refill(self) -> float:
+        """How many seconds it takes until as many are there as may be taken at once."""
+        return self._burst / self._rate
+
     def take(self) -> float:
         """Take one; return how many seconds to wait if there is none."""
         now = time.monotonic()

@@ -319,18 +319,16 @@ class Bridge(Silence):
             pause = self._fill(link)
             if self._closing and not link.sent and not self._backlog:
                 return
-            try:
-                async with asyncio.timeout(pause):
-                    await self._stir.wait()
-                await asyncio.sleep(_GATHER)
-            except TimeoutError:
-                continue
+            if pause is None:
+                await self._stir.wait()
+                pause = _GATHER
+            await asyncio.sleep(pause)
 
     def _fill(self, link: Link) -> float | None:
         """Send what the broker and our pace allow; return how long to wait for the latter."""
         while self._backlog and len(link.sent) < WINDOW and not link.over:
-            if pause := self._pace.take():
-                return max(pause, _GATHER)
+            if self._pace.take():
+                return self._pace.refill  # many at once: each time costs as much as several messages
             if (sent := self._backlog.next()) is None:
                 break
             try:
