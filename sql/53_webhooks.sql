@@ -287,7 +287,8 @@ begin
         'id', j.id, 'queue', j.queue, 'kind', j.kind, 'owner_id', j.owner_id, 'status', j.status, 'attempt', j.attempt, 'tags', j.tags,
         'error_code', j.error_code, 'error_message', j.error_message, 'items_total', j.items_total, 'items_done', j.items_done,
         'items_failed', j.items_failed, 'credits_held', j.credits_held, 'credits_captured', j.credits_captured,
-        'credits_refunded', j.credits_refunded, 'created_at', j.created_at, 'started_at', j.started_at, 'finished_at', j.finished_at
+        'credits_refunded', j.credits_refunded, 'created_at', j.created_at, 'started_at', j.started_at, 'finished_at', j.finished_at,
+        'trace_context', j.trace_context
       ) || case
         when j.finished_at is null then jsonb_build_object('run_at', j.run_at)
         when j.result is null then '{}'
@@ -301,7 +302,7 @@ begin
       'payload', jsonb_build_object('endpoint_id', d.endpoint_id, 'message_id', d.message_id, 'event', d.event),
       'items_total', 0, 'run_at', moment, 'created_at', moment, 'max_attempts', coalesce(q.max_attempts, 8), 'tags', '[]'::jsonb,
       'idempotency_key', format('webhook/%s/%s', d.endpoint_id, d.message_id), 'on_conflict', 'error', 'on_child_failure', 'continue',
-      'units', 1, 'unit_price', 0, 'per_item', false
+      'units', 1, 'unit_price', 0, 'per_item', false, 'trace_context', d.event #> '{data,trace_context}'
     )) order by d.n)
     from (
       select row_number() over (order by w.id, w.endpoint_id) as n, w.endpoint_id, w.message_id, s.event
