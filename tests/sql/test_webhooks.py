@@ -267,19 +267,7 @@ async def test_a_delivery_is_a_free_job_of_nobody_with_the_event_as_payload(proj
         "error_code": None, "error_message": None,
         "items_total": 0, "items_done": 0, "items_failed": 0,
         "credits_held": 0, "credits_captured": 7, "credits_refunded": 0,
-        "trace_context": None,
     }  # fmt: skip
-    assert delivery["trace_context"] is None
-
-
-async def test_a_delivery_belongs_to_the_trace_of_the_job_that_it_is_about(project, worker):
-    await add(project)
-    context = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-    job = await project.create("echo", trace_context=context)
-    await project.cancel(job)
-    [delivery] = await deliveries(project)
-    assert delivery["trace_context"] == context
-    assert delivery["payload"]["event"]["data"]["trace_context"] == context
 
 
 @pytest.mark.parametrize(("length", "omitted"), [(65_534, False), (65_535, True)])
