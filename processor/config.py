@@ -192,7 +192,7 @@ class Settings(BaseModel):
     """What all topics begin with."""
     mqtt_retain_seconds: int = Field(600, ge=1, le=31_536_000)
     """How long the broker keeps the last word on a job, or on a worker, that has ended."""
-    mqtt_rate: int = Field(1000, ge=1, le=100_000)
+    mqtt_rate: int = Field(500, ge=1, le=100_000)
     """How many messages a second are sent at most: more would take time from jobs. The rest waits."""
     mqtt_outbox_max_mb: int = Field(64, ge=1, le=65536)
     """How large the file in ``spool_dir`` may become where ends of jobs wait for the broker: megabytes."""

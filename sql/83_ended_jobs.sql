@@ -152,14 +152,14 @@ begin
       'id', e.id, 'queue', e.queue, 'kind', e.kind, 'owner_id', e.owner_id, 'worker_id', e.worker_id, 'status', e.status,
       'attempt', e.attempt, 'finished_at', e.finished_at, 'error_code', e.error_code, 'error_message', e.error_message,
       'items_total', e.items_total, 'items_done', e.items_done, 'items_failed', e.items_failed,
-      'credits_captured', e.credits_captured, 'credits_refunded', e.credits_refunded
+      'credits_captured', e.credits_captured, 'credits_refunded', e.credits_refunded, 'trace_context', e.trace_context
     ) order by e.finished_at, e.id), count(*)
   into found_jobs, count
   from (
     select x.* from processor.queue_names() n
     cross join lateral (
       select j.id, j.queue, j.kind, j.owner_id, j.worker_id, j.status, j.attempt, j.finished_at, j.error_code, j.error_message,
-        j.items_total, j.items_done, j.items_failed, j.credits_captured, j.credits_refunded
+        j.items_total, j.items_done, j.items_failed, j.credits_captured, j.credits_refunded, j.trace_context
       from public.jobs j
       left join processor.event_publishers p on p.worker_id = j.worker_id
       where j.queue = n and j.finished_at is not null and j.finished_at >= since and j.finished_at <= edge

@@ -27,6 +27,8 @@ from processor.events.lifecycle import (
 )
 from processor.mqtt.messages import Message, Scribe
 
+HEARD = (JobFinished, JobStarted, JobProgress, JobRetried, JobSnoozed, JobReleased, JobLost)
+"""What is heard of; all else need not be made for it."""
 MOST_STATES = 10_000
 """Jobs whose state waits to be told; ends are not counted, they go to disk."""
 _MARGIN = 0.5

@@ -21,7 +21,7 @@ from processor.events.bus import Bus
 from processor.events.lifecycle import Event, FeedModeChanged, JobEvent, WorkerChanged
 from processor.figures import Figures
 from processor.mqtt import Silence
-from processor.mqtt.backlog import Backlog, Batch, End, Pace, Sent, Told
+from processor.mqtt.backlog import HEARD, Backlog, Batch, End, Pace, Sent, Told
 from processor.mqtt.broker import Broker, mend, speaks_another_version
 from processor.mqtt.control import Control
 from processor.mqtt.depths import Depths
@@ -100,7 +100,10 @@ class Bridge(Silence):
     async def start(self) -> None:
         """Begin to listen to the bus, and to connect; returns at once."""
         await self._store.open()
-        self._bus.listen("mqtt", self._hear, Event)
+        for kind in HEARD:
+            self._bus.listen("mqtt", self._hear_of_job, kind)
+        for other in (WorkerChanged, FeedModeChanged):
+            self._bus.listen("mqtt", self._hear_of_worker, other)
         self._run("mqtt", self._stay_connected())
         self._run("mqtt-outbox", self._store.run(lambda: self._link is not None, self._stir.set))
 
@@ -186,17 +189,15 @@ class Bridge(Silence):
 
     # -- what is told -----------------------------------------------------------------------------
 
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, JobEvent):
-            if self._backlog.hear(event):
-                self._stir.set()
-            return
+    def _hear_of_job(self, event: JobEvent) -> None:
+        if self._backlog.hear(event):
+            self._stir.set()
+
+    def _hear_of_worker(self, event: Event) -> None:
         if isinstance(event, WorkerChanged):
             self._state = event.state
         elif isinstance(event, FeedModeChanged):
             self._feed = event.mode
-        else:
-            return
         self._say_state()
 
     def _doubt(self) -> None:

@@ -24,6 +24,8 @@ from processor.redact import redact
 VERSION = 1
 """Of the payloads: it grows when a field goes or changes its meaning, not when one is added."""
 
+_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+
 Subject = Literal["status", "progress", "worker", "depth"]
 SUBJECTS: tuple[Subject, ...] = ("status", "progress", "worker", "depth")
 
@@ -184,7 +186,7 @@ class Scribe:
 
 
 def _json(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODE(body).encode()
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -15,9 +15,13 @@ from processor.mqtt.backlog import Backlog, End
 from processor.mqtt.messages import Message, Scribe
 from processor.mqtt.outbox import Depth, Outbox
 
-IN_MEMORY = 1000
+IN_MEMORY = 20_000
 """Ends of jobs that may wait in memory while there is a broker; without one, all go to disk."""
+_LOW = 500
+"""When fewer wait there, those on disk have their turn."""
 _BATCH = 500
+_AT_ONCE = 100
+"""Ends written to disk in one go: turning them into messages takes the event loop."""
 _EVERY = 0.2
 _CLEAR_EVERY = 1.0
 
@@ -61,7 +65,7 @@ class Store:
     @property
     def behind(self) -> bool:
         """Whether more waits than the broker takes at once."""
-        return self.depth.ends > 0 or len(self._backlog.ends) > IN_MEMORY // 2
+        return self.depth.ends > 0 or len(self._backlog.ends) > _LOW
 
     async def open(self) -> None:
         """Begin, with what dead processes left; without the disk, if that fails."""
@@ -131,7 +135,7 @@ class Store:
             while len(self._backlog.ends) > leave:
                 batch: list[End] = []
                 # the youngest, so that those in memory are sent in their order
-                while len(self._backlog.ends) > leave and len(batch) < _BATCH:
+                while len(self._backlog.ends) > leave and len(batch) < _AT_ONCE:
                     batch.append(self._backlog.ends.pop())
                 messages = [end.write(self._scribe) for end in batch]
                 fresh = [message for message in messages if message.row is None]
@@ -158,7 +162,7 @@ class Store:
             )
 
     async def _load(self) -> bool:
-        if self.depth.ends == 0 or len(self._backlog.ends) > IN_MEMORY // 4:
+        if self.depth.ends == 0 or len(self._backlog.ends) > _LOW:
             return False
         loaded, most = self._loaded, _BATCH
         messages = await self._do(lambda: self._outbox.load(loaded, most))
