@@ -72,7 +72,7 @@ async def first(*events: asyncio.Event) -> None:
 
 
 async def unless(stopped: asyncio.Event, name: str, part: Coroutine[Any, Any, None]) -> bool:
-    """Do a part of a start, until somebody wants to stop; say whether to go on. Raises what that raises."""
+    """Do a part of a start, until somebody wants to stop, and say whether to go on. Raises what it raises."""
     doing = asyncio.create_task(part, name=name)
     stop = asyncio.create_task(stopped.wait(), name="stop")
     try:

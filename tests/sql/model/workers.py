@@ -288,6 +288,7 @@ def as_claimed(world: World, job: Job) -> Row:
         "failures": job.failures,
         "max_attempts": job.max_attempts,
         "tags": job.tags,
+        "trace_context": None,  # no act of the model traces
         "timeout_seconds": (job.timeout or queue.timeout).total_seconds(),
         "cancel_requested": job.cancel_requested_at is not None,
         "items_total": job.items_total,
