@@ -143,8 +143,6 @@ class Store:
                 self._loaded = min([self._loaded, *rows])  # those are there already
                 if fresh and not await self._do(lambda fresh=fresh: self._outbox.put(fresh)):  # type: ignore[misc]  # bound early
                     self._lose(len(fresh))
-                else:
-                    self._full = False
             self.depth = await self._do(lambda: self._outbox.depth)
         finally:
             self.busy = False
@@ -197,6 +195,8 @@ class Store:
             return self._outbox.depth
 
         self.depth = await self._do(forget)
+        if done:
+            self._full = False
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

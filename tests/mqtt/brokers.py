@@ -126,6 +126,8 @@ class Witness:
         self._topic = topic
         self._options = options
         self._listening = asyncio.Event()
+        self.queue: str | None = None
+        """Whose jobs count; None: all."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._listen(), name="witness")
@@ -165,6 +167,8 @@ class Witness:
         """Return the distinct statuses that were told of each job, in the order of the first telling."""
         jobs: dict[str, list[dict[str, Any]]] = {}
         for told in self.of("jobs", "status"):
+            if self.queue not in {None, told["queue"]}:
+                continue
             known = jobs.setdefault(told["job_id"], [])
             if all(other["id"] != told["id"] for other in known):
                 known.append(told)

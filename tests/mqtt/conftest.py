@@ -18,7 +18,13 @@ class Place(places.Place):
 
     def environment(self, **settings: str) -> dict[str, str]:
         return super().environment(
-            **{"PROCESSOR_MQTT_URL": self.broker.url, "PROCESSOR_MQTT_PREFIX": PREFIX, **settings}
+            **{
+                "PROCESSOR_MQTT_URL": self.broker.url,
+                "PROCESSOR_MQTT_PREFIX": PREFIX,
+                # what one reads for all is another's to read soon after it was killed
+                "PROCESSOR_LEASE_SECONDS": "6",
+                **settings,
+            }
         )
 
 
@@ -49,6 +55,8 @@ def place(stack, service, eventually: Callable[..., Awaitable[Any]], broker: Mos
 
 
 @pytest.fixture
-async def witness(broker: Mosquitto) -> AsyncIterator[Witness]:
+async def witness(broker: Mosquitto, place: Place) -> AsyncIterator[Witness]:
+    """Listen to the broker; of jobs, only those of this test count: another's may be told of, too."""
     async with Witness(broker.port) as witness:
+        witness.queue = place.queue
         yield witness

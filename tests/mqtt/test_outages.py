@@ -3,6 +3,9 @@
 import asyncio
 import signal
 
+import httpx
+import pytest
+
 from tests.mqtt.brokers import Witness
 
 JOBS = 1000
@@ -79,16 +82,17 @@ async def test_a_broker_that_is_away_costs_jobs_nothing_and_learns_of_them_later
 
 
 async def test_what_waited_on_disk_is_told_by_the_next_daemon(place, tmp_path):
-    directory = {"PROCESSOR_SPOOL_DIR": str(tmp_path / "state")}
+    directory = {"PROCESSOR_SPOOL_DIR": str(tmp_path / "state"), "PROCESSOR_HTTP_PORT": "0"}
     place.broker.stop()
     async with place.daemon(**directory) as daemon:
         await daemon.ready()
+        url = (await daemon.event("daemon.listening"))["url"]
         jobs = await create_many(place, 20, "again")
         done = await create_many(place, 20)
         for job in done:
             await place.becomes(job, "completed", within=20)
         await place.eventually(
-            lambda: sum(p.stat().st_size for p in (tmp_path / "state").glob("*.mqtt*")) > 20_000, within=20
+            lambda: httpx.get(f"{url}/status").json()["mqtt"]["waiting"]["disk"] >= len(done), within=20
         )
         daemon.signal(signal.SIGKILL)
         await daemon.ended()
@@ -101,6 +105,7 @@ async def test_what_waited_on_disk_is_told_by_the_next_daemon(place, tmp_path):
         )
 
 
+@pytest.mark.timeout(180)
 async def test_what_finds_no_room_on_disk_is_read_from_the_database(place, tmp_path):
     (tmp_path / "state").write_text("not a directory")
     settings = {
@@ -113,9 +118,9 @@ async def test_what_finds_no_room_on_disk_is_read_from_the_database(place, tmp_p
     async with place.daemon(**settings) as daemon:
         await daemon.ready()
         await daemon.event("mqtt.outbox_failed")
-        jobs = await create_many(place, 2500)
+        jobs = await create_many(place, 2200)
         await daemon.event("mqtt.outbox_full", within=60)
         place.broker.start()
         async with Witness(place.broker.port) as witness:
-            await place.eventually(lambda: len(witness.ended()) == len(jobs), within=60)
+            await place.eventually(lambda: set(jobs) <= witness.ended().keys(), within=90, every=0.5)
             assert witness.disorder() == []
