@@ -44,6 +44,7 @@ async def test_a_claimed_job_comes_with_all_a_handler_needs(project, worker):
     assert claimed == {
         "id": job["id"], "queue": "default", "kind": "echo", "owner_id": str(ALICE), "priority": 3,
         "payload": {"x": 1}, "attempt": 1, "failures": 0, "max_attempts": 2, "timeout_seconds": 30,
+        "trace_context": None,
         "tags": ["t"], "done": [], "parent_id": None, "children": [], "checkpoints": [],
         "cancel_requested": False, "items_total": 2, "items_done": 0,
         "items": [

@@ -216,7 +216,9 @@ async def test_the_check_finds(books, case):
 
 
 async def test_everything_that_the_check_can_find_is_provoked_here(project):
-    source = await project.sql("select prosrc from pg_proc where proname = 'check_credits'")
+    source = await project.sql(
+        "select prosrc from pg_proc where oid = 'processor.check_credits()'::regprocedure"
+    )
     problems = re.findall(r"select (?:format\()?'([^']{10,}|[a-z]+\.)'", source)
     assert len(problems) == 15
     words = {word for _, word in CORRUPTION.values()}
