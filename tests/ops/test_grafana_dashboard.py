@@ -98,7 +98,7 @@ def test_a_panel_says_what_it_shows(panel):
 
 def test_panels_lie_in_their_rows_beside_each_other():
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert rows == ["Work", "Latency", "Errors", "Feed", "API", "Credits", "Process"]
+    assert rows == ["Work", "Latency", "Errors", "Feed", "API", "Credits", "Process", "Events"]
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]

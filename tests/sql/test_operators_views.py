@@ -14,6 +14,7 @@ VIEWS = (
     "schedule_health",
     "stuck_jobs",
     "throughput",
+    "webhook_health",
     "worker_health",
 )
 
