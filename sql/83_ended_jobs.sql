@@ -103,8 +103,7 @@ set enable_sort = off -- without statistics the planner would sort all that has 
 set jit = off
 as $$
 declare
-
-  last_id constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  last_id constant uuid := uuid 'ffffffff-ffff-ffff-ffff-ffffffffffff';
   moment constant timestamptz := processor.now();
   reading boolean := false;
   r processor.event_reader;
@@ -112,7 +111,7 @@ declare
   since timestamptz;
   edge timestamptz := moment;
   found_jobs jsonb;
-  count int;
+  count bigint;
   last record;
 begin
   if not exists (select from public.job_workers w where w.id = read_ended_jobs.worker_id) then
