@@ -56,6 +56,15 @@ class Place(places.Place):
         found = self.rest.table("jobs").select("*").eq("kind", "webhook.deliver").order("id")
         return (await found.eq("payload->>endpoint_id", (await self.told())["id"]).execute()).data
 
+    async def failed_delivery(self) -> dict[str, Any]:
+        """Wait until the database knows that the only delivery has failed; return it."""
+
+        async def failed() -> dict[str, Any] | None:
+            [delivery] = await self.deliveries()
+            return delivery if delivery["error_code"] else None
+
+        return await self.eventually(failed)
+
     async def pass_time(self) -> None:
         """Let be over what deliveries wait for: retries, and circuits that are open."""
         await self.admin.execute(
@@ -241,10 +250,10 @@ async def test_an_address_inside_is_refused_by_a_daemon_that_allows_none(place: 
         await daemon.ready()
         await place.do("greet", {"name": "Ada"})
         await daemon.event("webhook.failed")
+        delivery = await place.failed_delivery()
     row = await place.told()
     assert "127.1 is 127.0.0.1, which is no public address" in row["last_error"]
     assert receiver.connections == 0
-    [delivery] = await place.deliveries()
     assert delivery["error_code"] == "WEBHOOK_REFUSED"
 
 
@@ -271,8 +280,8 @@ async def test_retry_after_is_waited_for(place: Place, receivers) -> None:
         await daemon.ready()
         await place.do("greet", {"name": "Ada"})
         failed = await daemon.event("webhook.failed", status=429)
+        delivery = await place.failed_delivery()
     assert "slowly, please" in failed["error"]
-    [delivery] = await place.deliveries()
     wait = datetime.fromisoformat(delivery["run_at"]) - datetime.now(UTC)
     assert 1600 < wait.total_seconds() <= 1800
     assert delivery["error_code"] == "RATE_LIMITED"
