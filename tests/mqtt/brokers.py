@@ -198,12 +198,18 @@ async def client(port: int, **options: Any) -> AsyncIterator[aiomqtt.Client]:
         yield connected
 
 
-async def retained(port: int, topic: str, within: float = 5.0, **options: Any) -> dict[str, Any] | None:
-    """Return what a monitor that connects now is told of a topic; None: nothing."""
+async def kept(port: int, topic: str, within: float = 5.0, **options: Any) -> aiomqtt.Message | None:
+    """Return the message that the broker keeps for a topic; None: none."""
     async with client(port, **options) as monitor:
         await monitor.subscribe(topic, qos=1)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 async for message in monitor.messages:
-                    return json.loads(message.payload) if message.payload else None
+                    return message if message.payload else None
     return None
+
+
+async def retained(port: int, topic: str, within: float = 5.0, **options: Any) -> dict[str, Any] | None:
+    """Return what a monitor that connects now is told of a topic; None: nothing."""
+    message = await kept(port, topic, within, **options)
+    return None if message is None else json.loads(message.payload)

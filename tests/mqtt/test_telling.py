@@ -2,7 +2,9 @@
 
 import signal
 
-from tests.mqtt.brokers import PREFIX, retained
+from aiomqtt import ProtocolVersion
+
+from tests.mqtt.brokers import PREFIX, kept, retained
 
 QUICK = {"PROCESSOR_LEASE_SECONDS": "3"}
 """A daemon that looks every second for what nobody has told of."""
@@ -66,6 +68,19 @@ async def test_who_comes_later_is_told_how_a_job_ended_until_its_time_is_over(pl
             return await retained(place.broker.port, topic, within=0.3) is None
 
         await place.eventually(forgotten, within=20, every=0.2)
+
+
+async def test_a_status_carries_the_trace_that_its_job_was_created_within(place, witness):
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "shop=1"}
+    async with place.daemon() as daemon:
+        await connected(daemon)
+        job = await place.create("greet", {"name": "x"}, trace_context=trace)
+        await place.eventually(lambda: job in witness.ended(), within=15)
+        message = await kept(
+            place.broker.port, f"{PREFIX}/jobs/{place.queue}/{job}/status", protocol=ProtocolVersion.V5
+        )
+    assert dict(message.properties.UserProperty) == trace
+    assert message.properties.ContentType == "application/json"
 
 
 async def test_a_daemon_says_what_it_does_and_its_last_will_that_it_was_killed(place, witness):
