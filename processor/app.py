@@ -9,13 +9,15 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from processor import hooks, middleware, resources
+from processor import hooks, middleware, resources, subscribers
 from processor.errors import UsageError, did_you_mean
+from processor.events.lifecycle import Event
 from processor.hooks import HookFunction, Hooks
 from processor.middleware import Middleware
 from processor.resources import Resource
 from processor.retry import Classifier
 from processor.signature import Sort, payload_adapter, payload_schema, sort_of, where
+from processor.subscribers import Subscriber
 from processor.timetable import CatchUp, Schedule, scheduled, stored_payload
 
 Function = Callable[..., Any]
@@ -81,6 +83,7 @@ class Processor:
         self._classifier = Classifier()
         self._middlewares: list[Middleware] = []
         self._resources: dict[str, Resource] = {}
+        self._subscribers: list[Subscriber] = []
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -102,6 +105,11 @@ class Processor:
         """What goes around every handler, the outermost first."""
         return self._middlewares
 
+    @property
+    def subscribers(self) -> Sequence[Subscriber]:
+        """What hears of the daemon's events."""
+        return self._subscribers
+
     def resources_of(self, kinds: Collection[str]) -> tuple[Resource, ...]:
         """Return the resources that handlers of these kinds need, and middleware; each after its own needs.
 
@@ -116,6 +124,7 @@ class Processor:
             if handler.kind in kinds:
                 wanted |= {hook.title: hook.resources for hook in handler.hooks}
         wanted |= {layer.title: layer.resources for layer in self._middlewares}
+        wanted |= {each.title: each.resources for each in self._subscribers}
         return resources.in_order(self._resources, wanted)
 
     def middleware(self, function: F) -> F:
@@ -147,6 +156,24 @@ class Processor:
         resources.refuse_circle({**self._resources, resource.name: resource}, resource.name)
         self._resources[resource.name] = resource
         return function
+
+    def subscriber(self, *kinds: type[Event], capacity: int = 1000) -> Callable[[F], F]:
+        """Have ``async def function(event)`` awaited for what happens in the daemon, one event at a time.
+
+        ``kinds`` are types from :mod:`processor.events`; none: all events. It may take resources
+        too. It holds up no job: while it is slow, events wait, and of more than ``capacity`` the oldest
+        progress is dropped, counted, and nothing else. What it raises is logged. What a daemon that dies had
+        yet to tell it is gone: for what must not be missed there are webhooks.
+
+        Raises :class:`UsageError` where it cannot work.
+        """
+        subscribers.check_kinds(kinds)
+
+        def declare(function: F) -> F:
+            self._subscribers.append(subscribers.declared(function, kinds or (Event,), capacity))
+            return function
+
+        return declare
 
     def error(
         self,

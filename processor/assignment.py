@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from processor.app import Handler, Processor
 from processor.errors import ConfigError
+from processor.subscribers import Subscriber
 from processor.timetable import Schedule
 
 
@@ -19,6 +20,8 @@ class Assignment:
     """Kind → whose handler it has: the application, or what the daemon does itself."""
     aside: tuple[str, ...] = ()
     """Those of the queues whose jobs have slots of their own."""
+    subscribers: tuple[Subscriber, ...] = ()
+    """All of the application's, whichever its queues."""
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -58,4 +61,4 @@ def assign(app: Processor, queues: Sequence[str] = (), own: Processor | None = N
     kinds = {handler.kind for handler in mine}
     planned = tuple(schedule for schedule in app.schedules.values() if schedule.kind in kinds)
     apps = dict.fromkeys(app.handlers, app) | ({} if own is None else dict.fromkeys(own.handlers, own))
-    return Assignment(chosen, mine, planned, apps, aside)
+    return Assignment(chosen, mine, planned, apps, aside, tuple(app.subscribers))

@@ -45,6 +45,7 @@ from processor.service import Background, first, unless
 from processor.settle import Settler
 from processor.spool import Spool
 from processor.status import Status
+from processor.subscribers import attend
 from processor.telemetry import telemetry
 from processor.tracing import tracing
 from processor.web.server import WebServer
@@ -61,7 +62,7 @@ class Daemon:
     """One worker process: takes jobs from a project and runs them with the handlers of an application.
 
     ``run()`` returns the exit code. ``reread`` looks for the settings again when SIGHUP asks for it; without
-    it they stay as they are. ``bus`` tells what happens, for whoever subscribes.
+    it they stay as they are.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class Daemon:
         self._becomes("starting")
         if not await unless(self._stop, "resources", self._resources.start()):
             return
+        attend(self._work.subscribers, self.bus, self._resources.values)
         if not await self._replayed():
             return
         await self._register()

@@ -73,9 +73,9 @@ def application(queue: str) -> Processor:
 class Watched:
     """A daemon in this process, with a subscriber from its beginning to its end."""
 
-    def __init__(self, place: "Place", **settings: Any) -> None:
+    def __init__(self, place: "Place", app: Processor, **settings: Any) -> None:
         known = {"url": place.stack.url, "key": place.stack.service_role_key, "spool_dir": None}
-        self.daemon = Daemon(application(place.queue), Settings(**known | place.settings | settings))
+        self.daemon = Daemon(app, Settings(**known | place.settings | settings))
         self.heard: list[Event] = []
         self._more = asyncio.Event()
         self.daemon.bus.subscribe("test", self._hear)
@@ -127,8 +127,8 @@ class Place(places.Place):
     settings: dict[str, Any] = {"maintenance_seconds": 0, "slots": 2}  # noqa: RUF012 - never changed
 
     @asynccontextmanager
-    async def watched(self, **settings: Any) -> AsyncIterator[Watched]:
-        watched = Watched(self, **settings)
+    async def watched(self, app: Processor | None = None, **settings: Any) -> AsyncIterator[Watched]:
+        watched = Watched(self, app or application(self.queue), **settings)
         try:
             await watched.ready()
             yield watched
@@ -224,6 +224,38 @@ async def test_a_subscriber_sees_what_becomes_of_jobs_in_order(
         await place.rest.rpc("cancel_job", {"job_id": stopped}).execute()
         await watched.ended(stopped)
         assert names(watched.of(stopped)) == [*ONCE, "job.cancelled"]
+
+
+async def test_an_application_that_subscribes_hears_its_jobs_and_holds_up_none(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: asyncio.Queue[Event] = asyncio.Queue()
+    go_on = asyncio.Event()
+    app = application(place.queue)
+
+    @app.resource
+    async def box() -> asyncio.Queue[Event]:
+        return heard
+
+    @app.subscriber(JobFinished)
+    async def ends(event: JobFinished, box: asyncio.Queue[Event]) -> None:
+        await go_on.wait()
+        box.put_nowait(event)
+        raise RuntimeError(f"no use for {event.name}")
+
+    async with place.watched(app) as watched:
+        jobs = [await place.create("end", {"how": "succeed"}) for _ in range(3)]
+        for job_id in jobs:
+            await place.becomes(job_id, "completed")  # while the subscriber hangs in the first event
+        assert heard.empty()
+        go_on.set()
+        assert await watched.stop() == 0
+    told = [heard.get_nowait() for _ in range(heard.qsize())]
+    assert {str(event.job_id) for event in told if isinstance(event, JobFinished)} == set(jobs)
+    assert len(told) == 3
+    lines = [line for line in capsys.readouterr().out.splitlines() if "events.subscriber_failed" in line]
+    assert len(lines) == 3
+    assert all("ends" in line for line in lines)
 
 
 async def test_what_was_taken_away_has_not_finished(place: Place, admin: asyncpg.Connection) -> None:
