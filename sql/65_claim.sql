@@ -143,16 +143,30 @@ comment on function processor.claimed(uuid[]) is
   'children, with those that completed under the jobs it is a retry of, and its checkpoints; results of each up to 4 MiB a job, the '
   'rest as null. Of checkpoints those are marked left_out: read_checkpoint() has them.';
 
+create or replace function processor.refill(
+  tokens double precision, counted_at timestamptz, rate_limit int, rate_period interval, moment timestamptz
+)
+returns double precision
+language sql
+immutable
+set search_path = '', pg_temp
+as $$
+  -- never more than a full bucket, and never less than there was, whatever the clock does
+  select least(refill.rate_limit, refill.tokens + refill.rate_limit
+    * greatest(0, extract(epoch from refill.moment - refill.counted_at)) / extract(epoch from refill.rate_period))
+$$;
+comment on function processor.refill(double precision, timestamptz, int, interval, timestamptz) is
+  'What a token bucket holds at a moment: it held so many tokens when they were counted, and is filled up within rate_period.';
+
 create or replace function processor.tokens(q public.job_queues, moment timestamptz)
 returns double precision
 language sql
 stable
 set search_path = '', pg_temp
 as $$
-  -- a full bucket to begin with, and never more than that
+  -- a full bucket to begin with
   select coalesce((
-    select least(q.rate_limit,
-      t.tokens + q.rate_limit * greatest(0, extract(epoch from tokens.moment - t.counted_at)) / extract(epoch from q.rate_period))
+    select processor.refill(t.tokens, t.counted_at, q.rate_limit, q.rate_period, tokens.moment)
     from processor.queue_tokens t where t.queue = q.name
   ), q.rate_limit)
 $$;

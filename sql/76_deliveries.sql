@@ -9,10 +9,9 @@ language sql
 stable
 set search_path = '', pg_temp
 as $$
-  -- a full bucket to begin with, and never more than that
+  -- a full bucket to begin with
   select coalesce((
-    select least(e.rate_limit,
-      t.tokens + e.rate_limit * greatest(0, extract(epoch from webhook_tokens.moment - t.counted_at)) / extract(epoch from e.rate_period))
+    select processor.refill(t.tokens, t.counted_at, e.rate_limit, e.rate_period, webhook_tokens.moment)
     from processor.webhook_tokens t where t.endpoint_id = e.id
   ), e.rate_limit)
 $$;

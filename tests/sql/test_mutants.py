@@ -102,7 +102,7 @@ CLAIM = {
         "processor.room", "floor(processor.tokens(q, room.moment) + 1e-12)", "room.wanted", "claim"
     ),
     "tokens that are not taken": mutant("processor.take_tokens", "- take_tokens.how_many", "", "claim"),
-    "a bucket that overflows": mutant("processor.tokens", "least(q.rate_limit,", "greatest(0,", "claim"),
+    "a bucket that overflows": mutant("processor.refill", "least(refill.rate_limit,", "greatest(0,", "claim"),
     "an owner with more than the queue allows": mutant(
         TURNS, "q.max_processing_per_owner - theirs", "q.max_processing_per_owner", "claim"
     ),
