@@ -5,12 +5,21 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import BrowserContext, BrowserType, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import (
+    BrowserContext,
+    BrowserType,
+    ConsoleMessage,
+    Page,
+    WebSocket,
+    async_playwright,
+    expect,
+)
 
 from tests.browser.panel import Visit
 from tests.conftest import RunningStack
@@ -194,5 +203,21 @@ async def arrive(context: BrowserContext, url: str, complaints: Complaints) -> V
     complaints.watch(context)
     context.set_default_timeout(PATIENCE_MS)
     page: Page = await context.new_page()
+    page.on("websocket", overhear)
+    page.on("requestfinished", lambda request: note("read", request.url))
     await page.goto(url)
     return Visit(page, complaints)
+
+
+def overhear(socket: WebSocket) -> None:
+    """Print what is said over a page's Realtime connection: pytest shows it if the test fails."""
+    note("open", socket.url.partition("?")[0])
+    socket.on("framesent", lambda frame: note(">", frame))
+    socket.on("framereceived", lambda frame: note("<", frame))
+    socket.on("close", lambda _socket: note("closed", ""))
+
+
+def note(what: str, text: str | bytes) -> None:
+    """Print a line of a page's conversation with the stack, with the time and without its keys."""
+    shown = re.sub(r"eyJ[\w.-]+", "…", str(text))[:1000]
+    print(f"{time.monotonic():.3f} {what} {shown}")  # noqa: T201 - pytest shows it if the test fails
