@@ -19,21 +19,10 @@ import pytest
 from processor.rpc import SCHEMA_VERSION
 from tests.acceptance.terminal import Said, Terminal
 from tests.daemons import Daemon
+from tests.texts import ROOT, blocks
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def section(title: str) -> str:
-    """Return a section of the README."""
-    text = README.read_text()
-    begin = text.index(f"## {title}\n")
-    end = text.find("\n## ", begin + 1)
-    return text[begin:end]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+README = "README.md"
+PROJECT = "Use it with your Supabase project"
 
 
 def command(line: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +34,7 @@ def command(line: str, directory: Path, **environment: str) -> subprocess.Comple
         env={
             **os.environ,
             "PATH": f"{scripts}:{os.environ['PATH']}",
-            "PYTHONPATH": str(README.parent),
+            "PYTHONPATH": str(ROOT),
             **environment,
         },
         capture_output=True,
@@ -58,7 +47,7 @@ def command(line: str, directory: Path, **environment: str) -> subprocess.Comple
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Path:
     """Give a directory with the README's handler in app.py, which lacks only the translator it speaks of."""
-    (handler,) = blocks(section("A handler"), "python")
+    (handler,) = blocks(README, "python")["A handler"]
     translator = (
         "\nasync def my_translator(text: str, language: str) -> str:\n    return f'{text} in {language}'\n"
     )
@@ -78,9 +67,8 @@ async def sign_up(url: str, anon_key: str) -> str:
 async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
     dev_process, newcomer, eventually, monkeypatch, way
 ):
-    text = section("Use it with your Supabase project")
     project = dev_process("--no-schema", "--data-dir", str(newcomer / "project")).ready()
-    schema, keys = blocks(text, "console")
+    schema, keys = blocks(README, "console")[PROJECT]
     apply, status = (
         re.sub(r"'(postgresql:|…)[^']*'", f"'{project.db_url}'", line) for line in schema.splitlines()
     )
@@ -122,7 +110,7 @@ async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
 
         # 3. the SQL editor, statement by statement
         user = await sign_up(project.url, project.anon_key)
-        (sql,) = blocks(text, "sql")
+        (sql,) = blocks(README, "sql")[PROJECT]
         grant, create, read, check = [
             statement
             for statement in re.sub(r"--.*", "", sql).replace("<user id>", user).split(";")
@@ -150,14 +138,14 @@ async def test_the_readme_leads_from_a_blank_project_to_a_finished_job(
 
 
 async def test_the_commands_of_the_readme_can_be_typed(stack, service, newcomer, new_user, monkeypatch):
-    lines = blocks(section("In the terminal"), "console")[0].splitlines()
+    lines = blocks(README, "console")["In the terminal"][0].splitlines()
     user = (await new_user()).id
     monkeypatch.chdir(newcomer)
     daemon = await Daemon.start(
         "app:app", {"SUPABASE_URL": stack.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     )
     terminal = Terminal(stack.url, stack.service_role_key)
-    terminal.environment["PYTHONPATH"] = str(README.parent)
+    terminal.environment["PYTHONPATH"] = str(ROOT)
 
     async def typed(lines: list[str], job_id: str = "") -> list[Said]:
         commands = [
@@ -183,7 +171,7 @@ async def test_the_commands_of_the_readme_can_be_typed(stack, service, newcomer,
 
 
 async def test_the_knobs_of_the_readme_can_be_turned(stack, admin):
-    (sql,) = blocks(section("Turn the knobs"), "sql")
+    (sql,) = blocks(README, "sql")["Turn the knobs"]
     transaction = admin.transaction()
     await transaction.start()
     await admin.execute("insert into job_queues (name) values ('translation') on conflict do nothing")
@@ -196,5 +184,5 @@ async def test_the_knobs_of_the_readme_can_be_turned(stack, admin):
 
 
 def test_the_files_the_readme_names_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / README).read_text()):
+        assert (ROOT / target).exists(), target

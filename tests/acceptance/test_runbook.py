@@ -19,13 +19,9 @@ from processor.rpc import SCHEMA_VERSION
 from tests.acceptance.conftest import Shop
 from tests.conftest import RunningStack
 from tests.daemons import Daemon
+from tests.texts import ROOT, blocks
 
-BOOK = (Path(__file__).parents[2] / "ops" / "RUNBOOK.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SECTIONS = {
-    section.split("\n", 1)[0].removeprefix("# "): BLOCK.findall(section)
-    for section in re.split(r"^## ", BOOK, flags=re.MULTILINE)
-}
+SECTIONS = blocks("ops/RUNBOOK.md", "console")
 WELL_OR_NOT = (0, 1)
 """Exit codes of `processor status` in a project where other tests have left queues without a worker."""
 
@@ -44,7 +40,7 @@ class Steps:
             "SUPABASE_URL": stack.url,
             "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key,
             "DATABASE_URL": stack.db_url,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(ROOT),
             "no_proxy": "*",
         }
 
@@ -205,6 +201,6 @@ async def test_a_backup_and_an_upgrade(shop: Shop, stack: RunningStack, tmp_path
     steps.done()
 
 
-@pytest.mark.parametrize("title", [title for title, blocks in SECTIONS.items() if blocks])
+@pytest.mark.parametrize("title", SECTIONS)
 def test_every_section_with_commands_is_run_by_a_test(title: str) -> None:
     assert f'Steps("{title}"' in Path(__file__).read_text(encoding="utf-8")

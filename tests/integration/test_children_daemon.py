@@ -3,7 +3,6 @@
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +11,7 @@ import pytest
 from postgrest import AsyncPostgrestClient
 
 from tests.daemons import Daemon
+from tests.texts import blocks
 
 TARGET = "tests.apps.family:app"
 
@@ -335,10 +335,7 @@ class Page(BaseModel):
 async def test_the_example_of_the_readme_counts_a_book(
     stack, service, eventually, tmp_path, monkeypatch
 ) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    section = text[text.index("## Fan out, fan in") :]
-    example = section[section.index("```python\n") + 10 :]
-    example = example[: example.index("```")]
+    [example] = blocks("README.md", "python")["Fan out, fan in"]
     (tmp_path / "app.py").write_text(README_HEAD + example)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     family = Family(stack, service, eventually)

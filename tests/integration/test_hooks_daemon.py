@@ -11,6 +11,7 @@ import pytest
 
 from tests import places
 from tests.daemons import Daemon
+from tests.texts import blocks
 
 HOOKS = ("succeeded", "failed", "retried")
 
@@ -150,10 +151,19 @@ async def test_hooks_run_at_most_once_a_daemon_that_is_killed_takes_them_with_it
 
 
 README_HEAD = """
+import sys
+from functools import partial
+
 from pydantic import BaseModel
 from processor import Discard, Ended, JobContext, Processor
+from processor.events import JobFinished, JobProgress
 
 app = Processor()
+print = partial(print, file=sys.stderr)  # which is what is heard of a daemon
+
+@app.job("count", queue="translation")
+async def count(job: JobContext) -> None:
+    job.progress(0.5)
 
 class Card(BaseModel):
     title: str
@@ -163,11 +173,9 @@ async def my_translator(title: str, language: str) -> str:
 """
 
 
-async def test_the_example_of_the_readme_does_what_it_says(place: Place, tmp_path: Path, monkeypatch) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    section = text[text.index("## When it has ended") :]
-    example = section[section.index("```python\n") + 10 :]
-    (tmp_path / "app.py").write_text(README_HEAD + example[: example.index("```")])
+async def test_the_examples_of_the_readme_do_what_they_say(place: Place, tmp_path: Path, monkeypatch) -> None:
+    hook, subscriber = blocks("README.md", "python")["When it has ended"]
+    (tmp_path / "app.py").write_text(README_HEAD + hook + subscriber)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     database = await asyncpg.connect(place.stack.db_url)
     await database.execute(
@@ -177,8 +185,12 @@ async def test_the_example_of_the_readme_does_what_it_says(place: Place, tmp_pat
     try:
         async with place.daemon() as daemon:
             await daemon.ready()
-            arguments = {"kind": "translate_title", "queue": "translation", "payload": {"title": "Hello"}}
-            job_id = (await place.rest.rpc("create_job", arguments).execute()).data["id"]
+
+            async def create(kind: str) -> str:
+                arguments = {"kind": kind, "queue": "translation", "payload": {"title": "Hello"}}
+                return (await place.rest.rpc("create_job", arguments).execute()).data["id"]
+
+            job_id = await create("translate_title")
 
             async def noted() -> str | None:
                 return await database.fetchval(
@@ -186,6 +198,19 @@ async def test_the_example_of_the_readme_does_what_it_says(place: Place, tmp_pat
                 )
 
             assert await place.eventually(noted, within=20) == "'Hello' was not translated: no words for it"
+            counted = await create("count")
+
+            async def printed() -> bool:
+                return any(line.endswith(f" job.completed count {counted}") for line in daemon.text)
+
+            await place.eventually(printed, within=20)
+            shown = [line.split(" ", 2) for line in daemon.text if line.endswith((job_id, counted))]
+            assert [words for _day, _time, words in shown] == [
+                f"job.failed translate_title {job_id}",
+                f"job.progress count {counted}",
+                f"job.completed count {counted}",
+            ]
+            assert all(datetime.fromisoformat(f"{day} {time}").tzinfo for day, time, _words in shown)
     finally:
         await database.execute("drop table public.notes")
         await database.close()

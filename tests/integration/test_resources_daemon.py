@@ -17,6 +17,7 @@ from postgrest import AsyncPostgrestClient
 from processor.errors import ResourceFailed
 from processor.resources import Resources, declared
 from tests.daemons import Daemon
+from tests.texts import blocks
 
 
 class Place:
@@ -192,13 +193,9 @@ async def summarise(text: str) -> int:
 
 
 async def test_the_examples_of_the_readme_work_together(place: Place, tmp_path: Path, monkeypatch) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    examples = []
-    for title in ("What handlers share", "Steps that are not repeated"):
-        section = text[text.index(f"## {title}") :]
-        example = section[section.index("```python\n") + 10 :]
-        examples.append(example[: example.index("```")])
-    (tmp_path / "app.py").write_text("\n".join([README_HEAD, *examples]))
+    examples = blocks("README.md", "python")
+    shared, steps = examples["What handlers share"], examples["Steps that are not repeated"]
+    (tmp_path / "app.py").write_text("\n".join([README_HEAD, *shared, *steps]))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     async with place.daemon(target="app:app", PROCESSOR_QUEUES="digests") as daemon:
         await daemon.ready()

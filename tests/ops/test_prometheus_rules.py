@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.texts import ROOT, blocks
+
 PROMETHEUS = ROOT / "ops" / "prometheus"
 RUNBOOK = ROOT / "ops" / "RUNBOOK.md"
 RULES = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
@@ -87,16 +88,9 @@ def test_how_many_due_jobs_are_too_many_is_changed_in_one_place(tmp_path):
 
 
 def test_the_autoscaler_asks_for_a_metric_that_there_is(tmp_path):
-    deploy = ROOT / "deploy"
-    autoscaler = yaml.safe_load((deploy / "kubernetes" / "autoscaler.yaml").read_text())
+    autoscaler = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "autoscaler.yaml").read_text())
     [asked] = [metric["external"]["metric"]["name"] for metric in autoscaler["spec"]["metrics"]]
-    [example] = [
-        block
-        for block in re.findall(
-            r"^```yaml\n(.*?)^```", (deploy / "README.md").read_text(), re.MULTILINE | re.DOTALL
-        )
-        if "externalRules" in block
-    ]
+    [example] = blocks("deploy/README.md", "yaml")["Kubernetes"]
     [rule] = yaml.safe_load(example)["externalRules"]
     assert rule["name"]["as"] == asked
     series = rule["seriesQuery"].partition("{")[0]
@@ -183,9 +177,7 @@ def base(name: str) -> str:
 
 def test_prometheus_takes_the_configuration_of_the_readme(tmp_path):
     (tmp_path / "rules.yml").write_text((PROMETHEUS / "rules.yml").read_text())
-    [example] = re.findall(
-        r"^```yaml\n(.*?)^```", (ROOT / "ops" / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    [example] = blocks("ops/README.md", "yaml")["With Prometheus"]
     (tmp_path / "prometheus.yml").write_text(example)
     answer = promtool("check", "config", tmp_path / "prometheus.yml")
     assert answer.returncode == 0, answer.stderr

@@ -10,24 +10,15 @@ from uuid import UUID
 
 import pytest
 
-from tests.sql.harness import ALICE, BOB, ROOT, Project, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, Project, done, failed, fixture
+from tests.texts import ROOT, blocks
 
-BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def recipes() -> dict[str, list[list[str]]]:
-    """Return the statements of each block of each recipe, by the recipe's title."""
-    text = (ROOT / "sql" / "README.md").read_text(encoding="utf-8")
-    return {
-        section.split("\n", 1)[0]: [
-            [statement.strip() for statement in block.split(";\n") if statement.strip()]
-            for block in BLOCK.findall(section)
-        ]
-        for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]
-    }
-
-
-RECIPES = recipes()
+BOOK = "sql/README.md"
+RECIPES = {
+    title: [[statement.strip() for statement in block.split(";\n") if statement.strip()] for block in written]
+    for title, written in blocks(BOOK, "sql").items()
+}
+"""The statements of each block of each recipe, by the recipe's title."""
 CHECKS: dict[str, Callable[["Kitchen", Project], Awaitable[None]]] = {}
 
 
@@ -85,13 +76,13 @@ async def kitchen(project):
 
 
 def test_every_recipe_has_a_check_and_every_check_a_recipe():
-    assert list(CHECKS) == list(RECIPES)
-    assert all(RECIPES.values())
+    titles = re.findall(r"^### (.+)$", (ROOT / BOOK).read_text(encoding="utf-8"), re.MULTILINE)
+    assert list(CHECKS) == list(RECIPES) == titles
 
 
 def test_every_block_is_a_recipes_block():
-    text = (ROOT / "sql" / "README.md").read_text(encoding="utf-8")
-    assert text.count("```sql") == sum(len(blocks) for blocks in RECIPES.values()) > 25
+    text = (ROOT / BOOK).read_text(encoding="utf-8")
+    assert text.count("```sql") == sum(map(len, RECIPES.values())) > 25
 
 
 @pytest.mark.parametrize("title", RECIPES)

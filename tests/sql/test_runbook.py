@@ -9,15 +9,11 @@ from datetime import timedelta
 import pytest
 
 from processor.rpc import SCHEMA_VERSION
-from tests.sql.harness import ALICE, BOB, ROOT, Project, done, failed, fixture
+from tests.sql.harness import ALICE, BOB, Project, done, failed, fixture
+from tests.texts import ROOT, blocks
 
-BLOCK = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BOOK = (ROOT / "ops" / "RUNBOOK.md").read_text(encoding="utf-8")
-SYMPTOMS = {
-    section.split("\n", 1)[0]: blocks
-    for section in re.split(r"^## ", BOOK, flags=re.MULTILINE)[1:]
-    if (blocks := BLOCK.findall(section))
-}
+BOOK = "ops/RUNBOOK.md"
+SYMPTOMS = blocks(BOOK, "sql")
 CHECKS: dict[str, Callable[["Book", Project], Awaitable[None]]] = {}
 
 
@@ -72,7 +68,7 @@ async def lease_over(project):
 
 def test_every_section_with_statements_has_a_check():
     assert set(CHECKS) == set(SYMPTOMS)
-    assert BOOK.count("```sql") == sum(map(len, SYMPTOMS.values())) > 15
+    assert (ROOT / BOOK).read_text(encoding="utf-8").count("```sql") == sum(map(len, SYMPTOMS.values())) > 15
 
 
 @pytest.mark.parametrize("title", SYMPTOMS)
