@@ -6,47 +6,31 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 
 from processor.alerts import Memory
+from tests.collector import Collector
 from tests.daemons import Daemon
 
 
-class Webhook:
-    """An address that hears of alerts; answers with the codes given, the last of them from then on."""
+class Webhook(Collector):
+    """An address that hears of alerts."""
 
-    def __init__(self, *codes: int) -> None:
-        heard = self.heard = []
-        answers = list(codes)
+    secret = "T0123456789"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(answers.pop(0) if len(answers) > 1 else answers[0])
-                self.end_headers()
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}/hooks/{self.secret}"
 
-            def log_message(self, *_arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.secret = "T0123456789"
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hooks/{self.secret}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, name="webhook", daemon=True).start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    @property
+    def heard(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.posted]
 
 
 async def run(environment: dict[str, str], *arguments: str) -> tuple[int, str, list[dict[str, Any]]]:

@@ -1,15 +1,13 @@
 """What a collector of errors gets of a real daemon: what nobody expected, and no more than it should know."""
 
-import gzip
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests import places
+from tests.collector import Collector
 from tests.daemons import Daemon
 
 TEXT = 'Grandmother\'s biscuits, with "cinnamon"'
@@ -21,57 +19,29 @@ class Place(places.Place):
     target = "tests.apps.incidents:app"
 
 
-class Collector:
-    """Takes Sentry's envelopes over HTTP, and keeps the events in them."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.bodies: list[str] = []
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.take(body)
-                self.send_response(200)
-                self.send_header("content-length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, name="collector")
-        self.thread.start()
+class Sentry(Collector):
+    """Takes Sentry's envelopes."""
 
     @property
     def dsn(self) -> str:
-        return f"http://abcdefghijklmnop@127.0.0.1:{self.server.server_port}/7"
+        return f"http://abcdefghijklmnop@{self.address}/7"
 
-    def take(self, body: bytes) -> None:
-        self.bodies.append(body.decode())
-        lines = body.splitlines()[1:]
-        while lines:
-            header = json.loads(lines.pop(0))
-            if header["type"] == "event":
-                self.events.append(json.loads(lines.pop(0)))
-            else:
-                lines.pop(0)
+    @property
+    def bodies(self) -> list[str]:
+        return [body.decode() for _, body in self.posted]
 
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The events in the envelopes: a line for all of it, then two for each item, header and content."""
+        lines = [line for _, body in self.posted for line in body.splitlines()[1:]]
+        items = zip(map(json.loads, lines[::2]), lines[1::2], strict=True)
+        return [json.loads(content) for header, content in items if header["type"] == "event"]
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
+def collector() -> Iterator[Sentry]:
+    with Sentry() as collector:
+        yield collector
 
 
 @pytest.fixture
@@ -86,7 +56,7 @@ async def end(daemon: Daemon, code: int = 0) -> None:
 
 
 async def test_what_nobody_expected_is_told_once_without_payload_and_key(
-    place: Place, collector: Collector
+    place: Place, collector: Sentry
 ) -> None:
     async with place.daemon(PROCESSOR_SENTRY_DSN=collector.dsn, PROCESSOR_NAME="night-shift") as daemon:
         await daemon.ready()
@@ -118,7 +88,7 @@ async def test_what_nobody_expected_is_told_once_without_payload_and_key(
 
 
 async def test_each_attempt_each_kind_of_failing_item_and_each_broken_hook_is_told(
-    place: Place, collector: Collector, eventually: Callable[..., Any]
+    place: Place, collector: Sentry, eventually: Callable[..., Any]
 ) -> None:
     async with place.daemon(PROCESSOR_SENTRY_DSN=collector.dsn) as daemon:
         await daemon.ready()

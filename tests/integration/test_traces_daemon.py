@@ -1,9 +1,7 @@
 """Spans and metrics of a real daemon, as a collector gets them, and the trace they are in."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -14,6 +12,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from opentelemetry.sdk.trace import TracerProvider
 
 from tests import places
+from tests.collector import Collector
 
 
 class Place(places.Place):
@@ -31,35 +30,26 @@ class Traced(Place):
     target = "tests.apps.traced:app"
 
 
-class Collector:
-    """Takes OTLP over HTTP, and keeps the requests."""
-
-    def __init__(self) -> None:
-        self.traces: list[ExportTraceServiceRequest] = []
-        self.metrics: list[ExportMetricsServiceRequest] = []
-        kept = {
-            "/v1/traces": (self.traces, ExportTraceServiceRequest),
-            "/v1/metrics": (self.metrics, ExportMetricsServiceRequest),
-        }
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                requests, shape = kept[self.path]
-                requests.append(shape.FromString(body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, name="collector")
-        self.thread.start()
+class Telemetry(Collector):
+    """Takes OTLP."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"http://{self.address}"
+
+    @property
+    def traces(self) -> list[ExportTraceServiceRequest]:
+        return [
+            ExportTraceServiceRequest.FromString(body) for path, body in self.posted if path == "/v1/traces"
+        ]
+
+    @property
+    def metrics(self) -> list[ExportMetricsServiceRequest]:
+        return [
+            ExportMetricsServiceRequest.FromString(body)
+            for path, body in self.posted
+            if path == "/v1/metrics"
+        ]
 
     def spans(self) -> list:
         return [
@@ -83,21 +73,15 @@ class Collector:
         [span] = [span for span in self.spans() if span.name == name]
         return span
 
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
 
 def attributes(of) -> dict[str, object]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in of.attributes}
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
+def collector() -> Iterator[Telemetry]:
+    with Telemetry() as collector:
+        yield collector
 
 
 @pytest.fixture
@@ -127,7 +111,7 @@ def carried(carrier: dict[str, str]) -> tuple[bytes, bytes]:
 
 
 @asynccontextmanager
-async def ending(place: Place, collector: Collector, **settings: str):
+async def ending(place: Place, collector: Telemetry, **settings: str):
     """Have a daemon until the block ends, and what it told by then."""
     async with place.daemon(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **settings) as daemon:
         await daemon.ready()
@@ -137,7 +121,7 @@ async def ending(place: Place, collector: Collector, **settings: str):
 
 
 async def test_an_attempt_is_a_span_that_arrives_before_the_daemon_has_ended(
-    stack, service, eventually, collector: Collector
+    stack, service, eventually, collector: Telemetry
 ) -> None:
     place = Place(stack, service, eventually)
     async with ending(place, collector, OTEL_SERVICE_NAME="cards"):
@@ -154,7 +138,7 @@ async def test_an_attempt_is_a_span_that_arrives_before_the_daemon_has_ended(
 
 
 async def test_what_a_job_caused_is_in_the_trace_of_the_request_that_created_it(
-    stack, service, eventually, collector: Collector, request_span
+    stack, service, eventually, collector: Telemetry, request_span
 ) -> None:
     place = Traced(stack, service, eventually)
     async with ending(place, collector):
@@ -188,7 +172,7 @@ async def test_what_a_job_caused_is_in_the_trace_of_the_request_that_created_it(
 
 
 async def test_the_headers_of_the_request_say_which_trace_it_is(
-    stack, service, eventually, collector: Collector, request_span
+    stack, service, eventually, collector: Telemetry, request_span
 ) -> None:
     place = Place(stack, service, eventually)
     key = stack.service_role_key
@@ -203,7 +187,7 @@ async def test_the_headers_of_the_request_say_which_trace_it_is(
 
 
 async def test_a_later_attempt_begins_a_trace_that_links_to_the_request(
-    stack, service, eventually, collector: Collector, request_span
+    stack, service, eventually, collector: Telemetry, request_span
 ) -> None:
     place = Traced(stack, service, eventually)
     async with ending(place, collector):
@@ -217,7 +201,7 @@ async def test_a_later_attempt_begins_a_trace_that_links_to_the_request(
 
 
 async def test_metrics_arrive_while_it_runs_and_once_more_when_it_ends(
-    stack, service, eventually, collector: Collector
+    stack, service, eventually, collector: Telemetry
 ) -> None:
     place = Place(stack, service, eventually)
 
