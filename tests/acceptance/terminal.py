@@ -11,7 +11,7 @@ import struct
 import sys
 import termios
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,37 @@ class Running:
             self._changed.notify_all()
 
 
+@asynccontextmanager
+async def running(
+    module: str, *arguments: str, environment: dict[str, str], columns: int | None = None
+) -> AsyncIterator[Running]:
+    """Run a module with its output on a pipe, or on a terminal of so many columns, until it has ended."""
+    ours, theirs = os.pipe() if columns is None else pty.openpty()
+    if columns is not None:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, *arguments),
+            env={"PYTHONUNBUFFERED": "1"} | environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
+    finally:
+        os.close(theirs)
+    command = Running(process)
+    reading = asyncio.create_task(_read(ours, command), name=f"output of {module}")
+    try:
+        yield command
+        await asyncio.wait_for(reading, SECONDS)
+    finally:
+        if process.returncode is None:
+            process.terminate()  # it may have started others, which it ends
+            await process.wait()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
 class Terminal:
     """Runs ``processor`` with the settings of a project and nothing else that would steer it."""
 
@@ -108,45 +139,21 @@ class Terminal:
                 await process.wait()
         return [Said(**said) for said in json.loads(out)]
 
-    @asynccontextmanager
-    async def running(
+    def running(
         self, *arguments: str, columns: int | None = None, **environment: str
-    ) -> AsyncIterator[Running]:
+    ) -> AbstractAsyncContextManager[Running]:
         """Run a command with its output on a pipe, or on a terminal of so many columns."""
-        ours, theirs = os.pipe() if columns is None else pty.openpty()
-        if columns is not None:
-            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "processor", *arguments),
-                env=self.environment | {"PYTHONUNBUFFERED": "1"} | environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=theirs,
-                stderr=theirs,
-            )
-        finally:
-            os.close(theirs)
-        running = Running(process)
-        reading = asyncio.create_task(_read(ours, running), name="output of a command")
-        try:
-            yield running
-            await asyncio.wait_for(reading, SECONDS)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        return running("processor", *arguments, environment=self.environment | environment, columns=columns)
 
     async def shows(self, *arguments: str, columns: int, **environment: str) -> str:
         """Return what a command shows on a terminal of so many columns."""
-        async with self.running(*arguments, columns=columns, **environment) as running:
-            await running.ends()
-        return running.output.replace("\r\n", "\n")
+        async with self.running(*arguments, columns=columns, **environment) as command:
+            await command.ends()
+        return command.output.replace("\r\n", "\n")
 
 
-async def _read(descriptor: int, running: Running) -> None:
-    """Read until the command is gone."""
+async def _read(descriptor: int, command: Running) -> None:
+    """Read until every process that could write is gone."""
     os.set_blocking(descriptor, False)
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
@@ -163,7 +170,7 @@ async def _read(descriptor: int, running: Running) -> None:
                 return
             if not data:
                 return
-            await running.hear(data.decode(errors="replace"))
+            await command.hear(data.decode(errors="replace"))
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

@@ -1,52 +1,26 @@
 """The demo as a newcomer runs it: a real process, on a pipe and on a terminal, to its end or interrupted."""
 
-import asyncio
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
-import sys
 import tempfile
-import termios
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import pytest
 
-SECONDS = 60.0
+from tests.acceptance import terminal
 
 
-class Demo:
-    """A running demo, what it has printed, and how to find everything it has started."""
+def processes(home: Path) -> list[str]:
+    """Return the command lines of the demo and all that it has started, PostgreSQL's own children too."""
+    return [command for pid, command in _commands() if _belongs(pid, str(home))]
 
-    def __init__(self, process: asyncio.subprocess.Process, home: Path) -> None:
-        self.process = process
-        self.output = ""
-        self._home = home
-        self._changed = asyncio.Condition()
 
-    async def hear(self, text: str) -> None:
-        async with self._changed:
-            self.output += text
-            self._changed.notify_all()
-
-    async def says(self, words: str) -> None:
-        async with asyncio.timeout(SECONDS), self._changed:
-            await self._changed.wait_for(lambda: words in self.output)
-
-    async def ends(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), SECONDS)
-
-    def processes(self) -> list[str]:
-        """Return the command lines of the demo and all that it has started, PostgreSQL's own children too."""
-        return [command for pid, command in _commands() if _belongs(pid, str(self._home))]
-
-    def leftovers(self) -> list[str]:
-        """Return the files and directories that the demo has left behind."""
-        return [path.name for path in self._home.iterdir()]
+def leftovers(home: Path) -> list[str]:
+    """Return the files and directories that the demo has left behind."""
+    return [path.name for path in home.iterdir()]
 
 
 def _commands() -> Iterator[tuple[str, str]]:
@@ -73,71 +47,23 @@ def home() -> Iterator[Path]:
         yield Path(directory)
 
 
-@asynccontextmanager
-async def demo(home: Path, *, terminal_columns: int | None = None) -> AsyncIterator[Demo]:
+def demo(home: Path, *, columns: int | None = None) -> AbstractAsyncContextManager[terminal.Running]:
     """Run the demo with its output on a pipe, or on a terminal of so many columns."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    environment |= {"TMPDIR": str(home), "TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"}
-    ours, theirs = os.pipe() if terminal_columns is None else pty.openpty()
-    if terminal_columns is not None:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, terminal_columns, 0, 0))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "examples.translation.demo"),
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-        )
-    finally:
-        os.close(theirs)
-    running = Demo(process, home)
-    reading = asyncio.create_task(_read(ours, running), name="output of the demo")
-    try:
-        yield running
-        await asyncio.wait_for(reading, SECONDS)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-
-
-async def _read(descriptor: int, running: Demo) -> None:
-    """Read until every process that could write is gone."""
-    os.set_blocking(descriptor, False)
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
-    try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            try:
-                data = os.read(descriptor, 65536)
-            except BlockingIOError:
-                continue
-            except OSError:  # how a terminal says that the other side is closed
-                return
-            if not data:
-                return
-            await running.hear(data.decode(errors="replace"))
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    environment |= {"TMPDIR": str(home), "TERM": "xterm-256color"}
+    return terminal.running("examples.translation.demo", environment=environment, columns=columns)
 
 
 async def test_on_a_pipe_it_tells_the_main_job_in_plain_lines_and_stops_everything(home: Path):
     async with demo(home) as running:
         await running.says("wake-up:")
-        during = running.processes()
+        during = processes(home)
         assert await running.ends() == 0, running.output
     assert any("processor run" in command for command in during), during
     assert any("processor dev" in command for command in during), during
     assert any("postgres" in command for command in during), during
-    assert running.processes() == []
-    assert running.leftovers() == []
+    assert processes(home) == []
+    assert leftovers(home) == []
 
     said = running.output
     assert "\x1b" not in said
@@ -171,14 +97,14 @@ async def test_on_a_pipe_it_tells_the_main_job_in_plain_lines_and_stops_everythi
 
 
 async def test_on_a_terminal_it_draws_in_place_within_the_width(home: Path):
-    async with demo(home, terminal_columns=80) as running:
+    async with demo(home, columns=80) as running:
         assert await running.ends() == 0, running.output
     assert "\x1b[" in running.output
     assert running.output.rfind("\x1b[?25h") > running.output.rfind("\x1b[?25l") >= 0  # the cursor is back
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", running.output))
     assert max(map(len, lines)) <= 80
     assert "wake-up     by realtime, handler started " in running.output
-    assert running.processes() == []
+    assert processes(home) == []
 
 
 @pytest.mark.parametrize(("moment", "number"), [("local mode:", signal.SIGTERM), ("wake-up:", signal.SIGINT)])
@@ -191,8 +117,8 @@ async def test_an_interrupted_demo_stops_everything_and_ends_with_1(
         assert await running.ends() == 1, running.output
     assert f"ended by {number.name}" in running.output
     assert "Traceback" not in running.output
-    assert running.processes() == []
-    assert running.leftovers() == []
+    assert processes(home) == []
+    assert leftovers(home) == []
 
 
 async def test_a_part_that_dies_ends_the_demo_with_its_last_words(home: Path):
@@ -203,7 +129,7 @@ async def test_a_part_that_dies_ends_the_demo_with_its_last_words(home: Path):
         assert await running.ends() == 1, running.output
     assert "demo: local mode ended before" in running.output
     assert "Traceback" not in running.output
-    assert running.processes() == []
+    assert processes(home) == []
 
 
 def _table(said: str, title: str) -> set[tuple[str, ...]]:
