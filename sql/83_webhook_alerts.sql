@@ -38,8 +38,9 @@ begin
   ),
   dead as materialized ( -- a day of a receiver that is down may be a million
     select j.id, j.finished_at from public.jobs j
-    where j.queue = 'webhooks' and j.status = 'failed' and j.finished_at between moment - interval '1 day' and moment
-    order by j.finished_at desc limit most
+    where j.queue = 'webhooks' and j.status in ('failed', 'partial') and j.finished_at between moment - interval '1 day' and moment
+    -- as jobs_not_completed_idx has them: another one would go over all that were delivered
+    order by j.finished_at desc, j.status desc limit most
   )
   select 'ProcessorWebhookFailing', 'warning', t.name,
     format('Webhook %s takes nothing, for %s at least: %s tries in a row have failed, the last %s. What is for it waits, and is given up '
