@@ -352,5 +352,5 @@ begin
 end
 $$;
 comment on function public.read_metrics(uuid) is
-  'For /metrics of the daemons: queues, stuck jobs, workers, webhooks in trouble, and counters of jobs and credits. One worker gets them; the others get '
-  'null and when to ask again, until it ends or has not asked for 90 seconds.';
+  'For /metrics of the daemons: queues, stuck jobs, workers, webhooks in trouble, and counters of jobs and credits. One worker gets '
+  'them; the others get null and when to ask again, until it ends or has not asked for 90 seconds.';

@@ -52,7 +52,8 @@ begin
   union all
   select 'ProcessorWebhooksGivenUp', 'warning', t.name,
     format('%s messages for webhook %s were given up in the last day. See them: processor webhooks deliveries %s --status failed. Send '
-      'one again: processor webhooks redeliver; or all: select * from processor.retry_failed(''webhooks'', now() - interval ''1 day'').',
+      'one again: processor webhooks redeliver; or all: '
+      'select * from processor.retry_failed(''webhooks'', processor.now() - interval ''1 day'').',
       case when g.messages < most then g.messages::text else most || ' or more' end, t.label, t.name),
     g.first_at
   from (

@@ -128,7 +128,7 @@ async def _(book, project):
     assert await book.step() == [[{"name": "web-2", "alive": True, "draining": False}]]
     assert await book.step() == [[{"retried": 1, "next_since": None, "problems": []}]]
     [again] = await deliverer.claim()
-    assert again["retry_of"] == delivery["id"]
+    assert (await project.job(again))["retry_of"] == delivery["id"]
 
 
 @symptom("Feed keeps reconnecting")
