@@ -168,12 +168,10 @@ async def test_webhooks_that_do_not_arrive(shop: Shop, stack: RunningStack, serv
         # nobody delivers it: what is on its way is left there
         delivery = (await service.rpc("test_webhook", {"endpoint": shop.queue}).execute()).data
         steps = Steps("Webhooks do not arrive", stack, webhook=shop.queue, delivery_id=delivery["id"])
-        assert "  waiting: 1, the oldest for " in (await steps.do())[0]
         enabled, _, shown = await steps.do()
         assert "is told again" in enabled
         assert "  waiting: 2, the oldest for " in shown
         assert await steps.do() == ["no deliveries\n", f"{delivery['id']} pending\n"]
-        assert "is disabled" in (await steps.do())[0]
         steps.done()
     finally:
         await service.table("webhook_endpoints").delete().eq("name", shop.queue).execute()

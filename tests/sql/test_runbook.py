@@ -129,6 +129,7 @@ async def _(book, project):
     assert await book.step() == [[{"retried": 1, "next_since": None, "problems": []}]]
     [again] = await deliverer.claim()
     assert (await project.job(again))["retry_of"] == delivery["id"]
+    assert await book.step(webhook="crm") == [[{"name": "crm", "enabled": False}]]
 
 
 @symptom("Feed keeps reconnecting")
