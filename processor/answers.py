@@ -167,6 +167,7 @@ class DatabaseFigures(_Wire):
     queues: tuple[QueueFigures, ...]
     stuck: dict[str, int]
     workers: dict[str, int]
+    webhooks: dict[str, int]
     polling: int
     created: tuple[CreatedJobs, ...]
     credits: dict[str, int]

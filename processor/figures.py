@@ -70,6 +70,7 @@ class Figures:
         yield from (jobs, paused, oldest)
         yield _by("stuck_jobs", "Jobs that stand still.", "reason", told.stuck)
         yield _by("workers", "Workers.", "state", told.workers)
+        yield _by("webhooks", "Endpoints in trouble.", "trouble", told.webhooks)
         yield _gauge("workers_polling", "Living workers whose feed is not live.", told.polling)
         created = CounterMetricFamily(
             "processor_database_jobs_created", "Jobs created.", labels=("queue", "kind")

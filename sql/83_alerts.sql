@@ -238,12 +238,14 @@ begin
     union all
     select * from processor.schedule_alerts()
     union all
+    select * from processor.webhook_alerts()
+    union all
     select * from processor.credit_alerts()
   ) a
   order by a.severity, a.alert, a.since, a.about, a.summary;
 end
 $$;
 comment on function public.read_alerts(int) is
-  'What is wrong now, in words, the critical first; no row: nothing. about: which queue, worker or schedule, empty where it is all of '
-  'them. since: from when on, as far as rows tell. A queue with more than '
+  'What is wrong now, in words, the critical first; no row: nothing. about: which queue, worker, schedule or webhook, empty where it is '
+  'all of them. since: from when on, as far as rows tell. A queue with more than '
   'max_depth (1 to 9999) due jobs is told of. What only a daemon knows of itself is not here: the spool, how long Realtime has been down.';

@@ -330,6 +330,12 @@ begin
         'lost', count(*) filter (where w.lease_expires_at < moment)
       ) from public.job_workers w
     ),
+    'webhooks', (
+      select jsonb_build_object(
+        'failing', count(*) filter (where a.alert = 'ProcessorWebhookFailing'),
+        'given_up', count(*) filter (where a.alert = 'ProcessorWebhooksGivenUp')
+      ) from processor.webhook_alerts() a
+    ),
     'polling', (select count(*) from public.job_workers w where w.lease_expires_at >= moment and w.feed = 'polling'),
     'created', (
       select coalesce(jsonb_agg(jsonb_build_object('queue', t.queue, 'kind', t.kind, 'total', t.total) order by t.queue, t.kind), '[]')
@@ -346,5 +352,5 @@ begin
 end
 $$;
 comment on function public.read_metrics(uuid) is
-  'For /metrics of the daemons: queues, stuck jobs, workers, and counters of jobs and credits. One worker gets them; the others get '
-  'null and when to ask again, until it ends or has not asked for 90 seconds.';
+  'For /metrics of the daemons: queues, stuck jobs, workers, webhooks in trouble, and counters of jobs and credits. One worker gets '
+  'them; the others get null and when to ask again, until it ends or has not asked for 90 seconds.';

@@ -18,7 +18,7 @@ create table if not exists processor.told_alerts (
 );
 comment on table processor.told_alerts is 'What is wrong, or was until somebody is told that it is over.';
 comment on column processor.told_alerts.alert is 'Its name, as public.read_alerts() has it.';
-comment on column processor.told_alerts.about is 'Which queue, worker, schedule or task; empty: all.';
+comment on column processor.told_alerts.about is 'Which queue, worker, schedule, webhook or task; empty: all.';
 comment on column processor.told_alerts.severity is 'critical or warning.';
 comment on column processor.told_alerts.summary is 'What it means and what to do, as it was seen last.';
 comment on column processor.told_alerts.since is 'From when on, or when it was first seen.';

@@ -157,6 +157,22 @@ async def test_jobs_that_wait_or_hang_or_fail(shop: Shop, stack: RunningStack, s
     steps.done()
 
 
+async def test_webhooks_that_do_not_arrive(shop: Shop, stack: RunningStack, service) -> None:
+    hook = {"name": shop.queue, "url": "https://crm.example/hook", "queues": [shop.queue]}
+    await service.rpc("add_webhook", hook).execute()
+    try:
+        # nobody delivers it: what is on its way is left there
+        delivery = (await service.rpc("test_webhook", {"endpoint": shop.queue}).execute()).data
+        steps = Steps("Webhooks do not arrive", stack, webhook=shop.queue, delivery_id=delivery["id"])
+        enabled, _, shown = await steps.do()
+        assert "is told again" in enabled
+        assert "  waiting: 2, the oldest for " in shown
+        assert await steps.do() == ["no deliveries\n", f"{delivery['id']} pending\n"]
+        steps.done()
+    finally:
+        await service.table("webhook_endpoints").delete().eq("name", shop.queue).execute()
+
+
 async def test_a_new_key_and_a_project_that_is_away(shop: Shop, stack: RunningStack, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text(stack.service_role_key)

@@ -62,6 +62,7 @@ async def test_a_worker_reads_an_empty_project(project, role):
     ]
     assert told["stuck"] == dict.fromkeys(REASONS, 0)
     assert told["workers"] == {"live": 1, "draining": 0, "lost": 0}
+    assert told["webhooks"] == {"failing": 0, "given_up": 0}
     assert (told["polling"], told["created"], told["credits"], told["credit_faults"]) == (1, [], {}, 0)
 
 

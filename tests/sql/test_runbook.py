@@ -108,6 +108,26 @@ async def _(book, project):
     assert (row["retried"], row["problems"]) == (1, [])
 
 
+@symptom("Webhooks do not arrive")
+async def _(book, project):
+    await project.call("add_webhook", name="crm", url="https://crm.example/hook")
+    await project.cancel(project.waiting)
+    deliverer = await project.worker(name="web-2", queues=["webhooks"])
+    [delivery] = await deliverer.claim()
+    about = {"worker_id": deliverer.id, "job_id": delivery["id"], "attempt": delivery["attempt"]}
+    await project.call("begin_delivery", **about)
+    await project.call("end_delivery", **about, succeeded=False, status=500, error="answered 500")
+    await deliverer.finish(delivery, "fail")
+    [[row]] = await book.step()
+    assert (row["name"], row["state"], row["given_up_last_day"]) == ("crm", "failing", 1)
+    assert (row["last_status"], row["last_error"]) == (500, "answered 500")
+    assert await book.step() == [[{"name": "web-2", "alive": True, "draining": False}]]
+    assert await book.step() == [[{"retried": 1, "next_since": None, "problems": []}]]
+    [again] = await deliverer.claim()
+    assert (await project.job(again))["retry_of"] == delivery["id"]
+    assert await book.step(webhook="crm") == [[{"name": "crm", "enabled": False}]]
+
+
 @symptom("Feed keeps reconnecting")
 async def _(book, project):
     [rows] = await book.step()

@@ -164,6 +164,7 @@ TOLD = {
     ],
     "stuck": {"no_worker": 3},
     "workers": {"live": 1},
+    "webhooks": {"failing": 2, "given_up": 0},
     "polling": 1,
     "created": [{"queue": "mine", "kind": "known", "total": 7}],
     "credits": {"grant": 100, "reserve": 20, "capture": 5, "release": 5},
@@ -187,6 +188,7 @@ async def test_figures_are_read_when_somebody_looks_and_not_again_at_once() -> N
     assert asked == 1
     assert series(metrics, "processor_database_queue_jobs")["mine", "due"] == 3
     assert series(metrics, "processor_database_oldest_pending_seconds") == {("mine",): 5.5}
+    assert series(metrics, "processor_database_webhooks") == {("failing",): 2, ("given_up",): 0}
     assert series(metrics, "processor_database_jobs_created_total") == {("mine", "known"): 7}
     assert series(metrics, "processor_database_credits_held") == {(): 10}
     assert series(metrics, "processor_database_credits_total")[("grant",)] == 100

@@ -36,6 +36,7 @@ async def read() -> MetricsAnswer:
         queues=(queue,),
         stuck={"paused": 1},
         workers={"alive": 1},
+        webhooks={"failing": 1},
         polling=0,
         created=(CreatedJobs(queue="mine", kind="known", total=7),),
         credits={"reserve": 3},
