@@ -15,7 +15,7 @@ HEAP_GROWTH_MB = 20
 
 @pytest.fixture
 async def crowded(new_user, admin: asyncpg.Connection):
-    """Sign up somebody who has 100,000 jobs."""
+    """Sign up somebody who has 100,000 jobs; a page that is still open would be told of each that goes."""
     user = await new_user()
     await fill(admin, user.id, JOBS)
     yield user
@@ -28,7 +28,7 @@ async def heap(session: CDPSession) -> float:
     return (await session.send("Runtime.getHeapUsage"))["usedSize"] / 1e6
 
 
-async def test_what_a_list_of_100_000_jobs_asks_draws_and_keeps_is_bounded(visit, crowded) -> None:
+async def test_what_a_list_of_100_000_jobs_asks_draws_and_keeps_is_bounded(crowded, visit) -> None:
     visitor = await visit()
     page = visitor.page
     asked: list[str] = []

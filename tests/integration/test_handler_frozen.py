@@ -12,6 +12,8 @@ LEASE = "5"
 FROZEN = {"PROCESSOR_LEASE_SECONDS": LEASE, "PROCESSOR_FEED": "polling"}
 RESCUER = {"PROCESSOR_LEASE_SECONDS": "9", "PROCESSOR_FEED": "polling", "PROCESSOR_POLL_SECONDS": "1"}
 """A lease of its own that a busy machine does not cost it, and heartbeats often enough to rescue soon."""
+AT_ONCE = {"progress", "log", "supabase"}
+"""Calls that return without waiting for an answer."""
 
 
 @pytest.fixture
@@ -46,7 +48,10 @@ async def test_after_the_thaw_no_call_of_a_handler_returns(callers: Callers, sor
         finally:
             first.signal(signal.SIGCONT)
         late = [line for line in callers.witness(name)[seen:] if float(line[3]) > frozen_at + float(LEASE)]
-        assert late == []
+        # one that waits for nobody may have had its look at the clock when the freeze came; its effects are below
+        in_the_air = [line for line in late if line[1] in AT_ONCE and float(line[2]) < frozen_at]
+        assert len(in_the_air) <= 1
+        assert late == in_the_air
         assert await counts(callers, admin, job_id) == before
         assert not first.all("job.finished", job_id=job_id)
 

@@ -163,6 +163,10 @@ class Witness:
             if m.payload and all(word in m.topic.value.split("/") for word in words)
         ]
 
+    def states(self, worker: str) -> list[str]:
+        """Return what a worker has been, in order."""
+        return [told["state"] for told in self.of(worker)]
+
     def jobs(self) -> dict[str, list[dict[str, Any]]]:
         """Return the distinct statuses that were told of each job, in the order of the first telling."""
         jobs: dict[str, list[dict[str, Any]]] = {}

@@ -220,9 +220,10 @@ class Changes:
         oid, event = int.from_bytes(data[1:5], "big"), EVENTS[data[:1]]
         if messages.is_messages(self._relations[oid]):
             return True
-        wanted = self._wanted(oid)
-        if not wanted or event == "DELETE":
-            return bool(wanted)
+        if not any(each.binding.event in ("*", event) for each in self._wanted(oid)):
+            return False
+        if event == "DELETE":
+            return True
         sieve = self._sieves.get((oid, event))
         if sieve is not None and sieve.expired:
             sieve = None
