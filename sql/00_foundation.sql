@@ -30,7 +30,8 @@
 -- PLANS
 --   What clients and workers call often keeps its plans (plan_cache_mode = force_generic_plan): planning was half of a short
 --   call's time. As a plan may have been made when the tables were empty, enable_seqscan = off keeps it on the indexes.
---   Both hold for everything that is called from there.
+--   Where there is no index it makes a plan look dear, and a server with JIT would compile it, which takes longer than most
+--   calls: jit = off. All of it holds for everything that is called from there.
 --
 -- NAMES
 --   Every function has search_path = '', pg_temp: nothing is found but what is named with its schema, and PostgreSQL's own.

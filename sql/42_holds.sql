@@ -12,6 +12,7 @@ language plpgsql
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   -- LOCK: holds, by job. `for no key update` waits for captures that have not committed.
@@ -31,6 +32,7 @@ language plpgsql
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_nestloop = off
 as $$
 #variable_conflict use_column
@@ -75,6 +77,7 @@ language plpgsql
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_nestloop = off
 as $$
 #variable_conflict use_column
@@ -187,6 +190,7 @@ language plpgsql
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -212,6 +216,7 @@ language plpgsql
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_nestloop = off
 as $$
 #variable_conflict use_column

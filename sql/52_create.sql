@@ -381,6 +381,7 @@ security definer -- clients have no right to write tables; what they may do is d
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -420,6 +421,7 @@ security definer -- clients have no right to write tables; what they may do is d
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   return (

@@ -7,6 +7,7 @@ security definer -- clients have no right to write tables; only own jobs are fou
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

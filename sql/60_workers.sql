@@ -197,6 +197,7 @@ security definer -- the worker's role has no right to write tables
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 declare
   alive int;
@@ -221,6 +222,7 @@ security definer -- the worker's role has no right to write tables
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -44,6 +44,7 @@ security definer -- the worker's role has no right to write tables
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -83,6 +84,7 @@ security definer -- the worker's role has no right to read checkpoints
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -201,6 +201,7 @@ security definer -- the worker's role has no right to write tables
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 begin
@@ -233,6 +234,7 @@ security definer -- the worker's role has no right to write tables
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

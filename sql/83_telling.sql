@@ -155,6 +155,7 @@ security definer -- the worker's role has no right to look into schema processor
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare

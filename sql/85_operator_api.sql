@@ -218,6 +218,7 @@ stable
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -403,6 +404,7 @@ security definer -- an operator has no right to read the jobs of others but thro
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 begin
@@ -448,6 +450,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -463,6 +466,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -478,6 +482,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -495,6 +500,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -511,6 +517,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -526,6 +533,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();
@@ -541,6 +549,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();

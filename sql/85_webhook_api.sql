@@ -193,6 +193,7 @@ security definer -- nobody but the owner of schema processor may use it
 set search_path = '', pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform processor.check_operator();

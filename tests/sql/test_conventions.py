@@ -42,6 +42,12 @@ async def test_every_function_has_a_search_path_without_schemas_of_others(projec
     assert [f["name"] for f in rows if 'search_path="", pg_temp' not in (f["proconfig"] or [])] == []
 
 
+async def test_no_plan_that_must_not_scan_is_compiled_for_looking_dear(project):
+    rows = [f for f in await project.rows(FUNCTIONS) if "enable_seqscan=off" in (f["proconfig"] or [])]
+    assert len(rows) > 30
+    assert [f["name"] for f in rows if "jit=off" not in f["proconfig"]] == []
+
+
 async def test_no_function_is_overloaded(project):
     rows = await project.rows("""
         select proname from pg_proc where pronamespace in ('public'::regnamespace, 'processor'::regnamespace)

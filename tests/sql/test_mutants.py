@@ -47,7 +47,9 @@ RESCUE = "processor.rescue_jobs"
 
 CREDITS = {
     "a lot that is given nothing back": mutant(SETTLE, "l.remaining + s.amount", "l.remaining"),
-    "a dead lot that comes back to life": mutant(SETTLE, "l.expires_at <= moment", "false"),
+    "a dead lot that comes back to life": mutant(
+        SETTLE, "l.expires_at <= moment", "false", "expire", "cancel"
+    ),
     "lots that burn by age": mutant(OPEN, "order by x.priority desc, x.expires_at, x.id", "order by x.id"),
     "credits that are spent after their time": mutant(OPEN, "perform processor.expire_lots(owners);", ""),
     "a reservation of what is not there": mutant(OPEN, "d.needed > coalesce(a.available, 0)", "false"),
@@ -75,11 +77,15 @@ CREDITS = {
     ),
 }
 FENCE = {
-    "items of an earlier attempt": mutant(HELD, "and j.attempt = (r.value ->> 'attempt')::int", ""),
+    "items of an earlier attempt": mutant(
+        HELD, "and j.attempt = (r.value ->> 'attempt')::int", "", "release", "claim", "finish_items"
+    ),
     "items of another worker": mutant(
         HELD, "and j.worker_id = lock_held_jobs.worker_id", "", "finish_items", "claim"
     ),
-    "an end of an earlier attempt": mutant(BATCH, "and j.attempt = (r.value ->> 'attempt')::int", ""),
+    "an end of an earlier attempt": mutant(
+        BATCH, "and j.attempt = (r.value ->> 'attempt')::int", "", "release", "claim", "finish"
+    ),
     "an end of another worker": mutant(
         BATCH, "and j.worker_id = finish_batch.worker_id", "", "finish", "claim"
     ),
@@ -107,7 +113,7 @@ CLAIM = {
         TURNS, "q.max_processing_per_owner - theirs", "q.max_processing_per_owner", "claim"
     ),
     "an owner who always goes first": mutant(
-        TURNS, "order by f.turn, f.place", "order by f.place", "claim", "create"
+        TURNS, "order by f.turn, f.place", "order by f.place", "claim", "create", "turn_a_knob"
     ),
     "turns that are forgotten": mutant(TURNS, "where t.queue = q.name", "where false", "claim", "create"),
     "a claim from a paused queue": mutant(
@@ -149,7 +155,9 @@ TRANSITIONS = {
     "one attempt too many": mutant(
         DECIDE, "j.failures + 1 < j.max_attempts", "j.failures < j.max_attempts", "finish", "claim"
     ),
-    "a wait without children": mutant(DECIDE, "outcome = 'wait' and j.children_total = 0", "false", "finish"),
+    "a wait without children": mutant(
+        DECIDE, "outcome = 'wait' and j.children_total = 0", "false", "spawn", "finish", "claim"
+    ),
     "a snooze that costs an attempt": mutant(
         "processor.requeueing", "false, null)::processor.verdict", "true, null)::processor.verdict"
     ),
@@ -157,9 +165,7 @@ TRANSITIONS = {
         "processor.retry_delay",
         "least(retry_delay.failures, cardinality(q.retry_delays))",
         "1",
-        "finish",
-        "claim",
-        "wait_with_all",
+        *("finish", "finish", "claim", "claim", "wait_with_all", "wait_alone"),
     ),
     "a rescue by whoever had lapsed": mutant(
         "public.heartbeat_worker", "w.lease_expires_at >= processor.now()", "true"
