@@ -48,7 +48,7 @@ async def test_after_the_thaw_no_call_of_a_handler_returns(callers: Callers, sor
         finally:
             first.signal(signal.SIGCONT)
         late = [line for line in callers.witness(name)[seen:] if float(line[3]) > frozen_at + float(LEASE)]
-        # one that waits for nobody may have had its look at the clock when the freeze came; its effects are below
+        # one that waits for nobody may have looked at the clock just before the freeze; its effects are below
         in_the_air = [line for line in late if line[1] in AT_ONCE and float(line[2]) < frozen_at]
         assert len(in_the_air) <= 1
         assert late == in_the_air
