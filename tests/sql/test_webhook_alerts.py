@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.sql.harness import NOON, fixture
-from tests.sql.test_webhook_deliveries import Deliverer, event
+from tests.sql.test_webhook_deliveries import Deliverer, add_crm, event
 
 HOOK = "https://crm.example:8443/hooks/T0KEN?key=K3Y"
 FAILING, GIVEN_UP = "ProcessorWebhookFailing", "ProcessorWebhooksGivenUp"
@@ -13,11 +13,7 @@ FAILING, GIVEN_UP = "ProcessorWebhookFailing", "ProcessorWebhooksGivenUp"
 
 @fixture
 async def crm(project):
-    """Give the endpoint of a project."""
-    await project.kind("echo")
-    endpoint = await project.call("add_webhook", name="crm", url=HOOK)
-    await project.queue("webhooks", jitter=0)
-    return endpoint
+    return await add_crm(project, HOOK)
 
 
 @fixture

@@ -62,13 +62,17 @@ class Deliverer:
         await self.worker.heartbeat()
 
 
-@fixture
-async def crm(project):
-    """Give the endpoint of a project."""
+async def add_crm(project, url=HOOK):
+    """Give a project an endpoint whose deliveries wait for exactly as long as is said."""
     await project.kind("echo")
-    endpoint = await project.call("add_webhook", name="crm", url=HOOK)
+    endpoint = await project.call("add_webhook", name="crm", url=url)
     await project.queue("webhooks", jitter=0)
     return endpoint
+
+
+@fixture
+async def crm(project):
+    return await add_crm(project)
 
 
 @fixture
