@@ -128,6 +128,17 @@ comment on function public.begin_delivery(uuid, uuid, int) is
   'snooze; or "gone" and "reason" (removed, disabled, expired: the circuit is open and it is more than a day old): give up; '
   'or "stale": not the worker''s.';
 
+create or replace function processor.circuit_wait(times_opened int)
+returns interval
+language sql
+immutable
+set search_path = '', pg_temp
+as $$
+  select least(interval '1 hour', interval '1 minute' * 2 ^ least(circuit_wait.times_opened, 6))
+$$;
+comment on function processor.circuit_wait(int) is
+  'How long a circuit stays open that has opened so often before: 1, 2, 4, 8, 16 and 32 minutes, then an hour.';
+
 create or replace function public.end_delivery(worker_id uuid, job_id uuid, attempt int, succeeded boolean, status int default null,
   error text default null, seconds double precision default null)
 returns void
@@ -171,8 +182,7 @@ begin
     enabled = e.enabled and end_delivery.status is distinct from 410, -- Gone: whoever was there wants no more
     -- what began before the circuit opened says nothing new
     times_opened = e.times_opened + o.opens::int,
-    opened_until = case when o.opens then moment + least(interval '1 hour', interval '1 minute' * 2 ^ least(e.times_opened, 6))
-      else e.opened_until end
+    opened_until = case when o.opens then moment + processor.circuit_wait(e.times_opened) else e.opened_until end
   from (
     select x.id, d.probe or (x.opened_until is null and x.consecutive_failures >= 4) as opens
     from public.webhook_endpoints x where x.id = d.endpoint_id for no key update

@@ -7,12 +7,12 @@ language sql
 stable
 set search_path = '', pg_temp
 as $$
-  -- the row does not say when the first try failed; but when a circuit opens again, the waits before are over: of 1, 2, 4, 8, 16 and
-  -- 32 minutes, then of an hour each (end_delivery)
+  -- the row does not say when the first try failed; but when a circuit opens again, the waits before are over
   select case when e.consecutive_failures > 0 then
-    e.last_failure_at - interval '1 minute' * (2 ^ least(w.over, 6) - 1 + 60 * greatest(w.over - 6, 0))
+    e.last_failure_at - (
+      select coalesce(sum(processor.circuit_wait(n)), interval '0') from generate_series(0, e.times_opened - 2) n
+    )
   end
-  from (select greatest(e.times_opened - 1, 0) as over) w
 $$;
 comment on function processor.webhook_failing_since(public.webhook_endpoints) is
   'From when on, at the latest, nothing has succeeded; null: the last try did, or there was none.';
