@@ -8,7 +8,7 @@ from typing import Any
 
 from processor.context import JobContext
 from processor.errors import UsageError
-from processor.resources import wanted_by
+from processor.resources import takes, wanted_by
 
 Next = Callable[[JobContext[Any]], Awaitable[Any]]
 """What a middleware calls for the rest of the way: the next one, at last the handler."""
@@ -31,9 +31,7 @@ def declared(function: Callable[..., Awaitable[Any]]) -> Middleware:
     """Read a middleware from its function; raises :class:`UsageError` where that cannot be one."""
     if not inspect.iscoroutinefunction(function):
         raise UsageError(f"The middleware {function!r} must be `async def name(job, call_next)`.")
-    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    parameters = list(inspect.signature(function).parameters.values())
-    if len(parameters) < 2 or any(parameter.kind not in by_position for parameter in parameters[:2]):
+    if not takes(function, 2):
         raise UsageError(
             f"The middleware {function.__module__}.{function.__qualname__} must take (job, call_next), "
             "then resources by name; it ends with `return await call_next(job)`."

@@ -47,6 +47,13 @@ def declared(function: Callable[..., Any]) -> Resource:
     return resource
 
 
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Tell whether so many arguments may be given to a function by their position."""
+    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    first = list(inspect.signature(function).parameters.values())[:count]
+    return len(first) == count and all(parameter.kind in by_position for parameter in first)
+
+
 def wanted_by(function: Callable[..., Any], *, after: int) -> tuple[str, ...]:
     """Return the names of the resources that a function takes: its parameters without a default.
 

@@ -9,7 +9,7 @@ from typing import Any
 from processor.errors import UsageError
 from processor.events.bus import Bus
 from processor.events.lifecycle import Event
-from processor.resources import wanted_by
+from processor.resources import takes, wanted_by
 
 SubscriberFunction = Callable[..., Awaitable[None]]
 """``async def``: takes an :class:`Event`, then resources by name; returns nothing."""
@@ -42,11 +42,7 @@ def declared(function: SubscriberFunction, kinds: tuple[type[Event], ...], capac
             f"The subscriber {function!r} must be `async def name(event)`; give what blocks to "
             "`await asyncio.to_thread(…)`."
         )
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or parameters[0].kind not in {
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    }:
+    if not takes(function, 1):
         raise UsageError(
             f"The subscriber {function.__module__}.{function.__qualname__} must take (event), "
             "then resources by name."
